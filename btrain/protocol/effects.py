@@ -1,0 +1,172 @@
+"""What the protocol asks its shell to do, in order. Persisting effects are durable before a later Send leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from btrain.protocol.encoding import PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a control packet to one peer, or to every connected member."""
+
+    packet: bytes
+    to: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PersistSigned:
+    """Remember what was signed in this slot; fsynced before it is sent."""
+
+    slot: bytes
+    round: int
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """Append to the open round's journal; fsynced before the following effects."""
+
+    kind: str
+    round: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PutBlob:
+    """Keep these bytes for the custody period of `round`; durable before a later Send leaves."""
+
+    hash: bytes
+    data: bytes
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushBlob:
+    """Send a kept blob to a peer that waits for it."""
+
+    to: PeerId
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBlob:
+    """Get a blob from the own store or from one of the peers, in this order; the answer is `blob` or `blob_missing`."""
+
+    hash: bytes
+    sources: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Call `timer(name)` at this time; a timer of the same name is replaced."""
+
+    name: str
+    at_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    """Forget a timer."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Compute this peer's gradient at x[round]; the answer is `computed`."""
+
+    round: int
+    batch_seed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Recompute:
+    """Recompute somebody's gradient at the kept x[round]; the answer is `recomputed` (None when x is gone)."""
+
+    token: str
+    round: int
+    batch_seed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Run a pure job off the protocol's thread; the answer is `work_done`."""
+
+    token: str
+    job: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Step the optimizer with this update (None: a void round, x[round + 1] = x[round]); the answer is `applied`.
+
+    `digest_due`: the answer carries the state's bytes, for certification.
+    """
+
+    round: int
+    update: Tensor | None
+    step: int
+    digest_due: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadState:
+    """Replace parameters and optimizer state: they are those at the start of `round`; the answer is `state_loaded`."""
+
+    round: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AppendBlock:
+    """Append a certified block to the ledger."""
+
+    round: int
+    block: bytes
+    certificate: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveEvidence:
+    """Write an evidence file; the returned hash stands in the ledger."""
+
+    accused: PeerId
+    round: int
+    deed: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to log: a name and plain fields."""
+
+    name: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A peer misbehaved on the wire: close its connection and say why."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """The run cannot or need not go on."""
+
+    reason: str
+    done: bool = False
+
+
+Effect = (
+    Send | PersistSigned | Journal | PutBlob | PushBlob | FetchBlob | SetTimer | CancelTimer | Compute | Recompute
+    | Work | Apply | LoadState | AppendBlock | SaveEvidence | Event | Drop | Halt
+)  # fmt: skip

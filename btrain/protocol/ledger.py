@@ -1,0 +1,451 @@
+"""Genesis, blocks and their certificates, and the state that follows from them: a pure function, verified block by block."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median_low
+from typing import Annotated, Literal
+
+import msgspec
+
+from btrain.aggregation import Rule
+from btrain.protocol.agreement import Final
+from btrain.protocol.encoding import (
+    MEMBERS_MAX, ZERO, Hash, PeerId, Record, U8, U16, U32, U64, decode, digest, encode, sha256,
+)  # fmt: skip
+from btrain.protocol.errors import InconsistentMessage, InvalidCertificate
+from btrain.protocol.messages import (
+    LISTED_MAX, PARTS_MAX, Admission, Charge, Commit, GenesisSignature, Message, Text, Verdict, Verifier,
+)  # fmt: skip
+from btrain.protocol.randomness import next_randomness
+from btrain.protocol.roles import Roles, draw_roles
+from btrain.protocol.roster import Roster, Seat
+
+BLOCK_BYTES_MAX = 4 * 2**20
+GENESIS_BYTES_MAX = 60 * 1024
+DECISIONS = ("contributors", "results", "block")
+BLOCK_DECISION = 2
+REPORTED_MS_MAX = 3_600_000
+
+Members = Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+Listed = msgspec.Meta(max_length=MEMBERS_MAX * LISTED_MAX)
+
+
+class Founder(Record, frozen=True):
+    """A founding member and the published end of its hash chain."""
+
+    peer: Hash
+    chain_end: Hash
+
+
+class Genesis(Record, frozen=True):
+    """What all founders sign: the contract, who they are, and the model they start from. Its hash is the run's id."""
+
+    version: Literal[1]
+    contract: Annotated[bytes, msgspec.Meta(max_length=32 * 1024)]
+    nonce: Hash
+    numel: U64
+    x0: Hash
+    probe_norm: float
+    founders: Annotated[tuple[Founder, ...], msgspec.Meta(min_length=1, max_length=MEMBERS_MAX)]
+
+    @property
+    def run(self) -> bytes:
+        """The run's id."""
+        return digest(encode(self))
+
+
+class CommitEntry(Record, frozen=True):
+    """A Commit that the members agreed on, by the hash of its statement."""
+
+    peer: Hash
+    hash: Hash
+
+
+class ResultEntry(Record, frozen=True):
+    """The agreed bytes of a reduced part and who reduced them."""
+
+    part: U16
+    attempt: U16
+    aggregator: Hash
+    hash: Hash
+
+
+class LinkEntry(Record, frozen=True):
+    """An opened link."""
+
+    peer: Hash
+    link: Hash
+
+
+class Complaint(Record, frozen=True):
+    """`aggregator` lacked (or refused) the part of `worker`."""
+
+    aggregator: Hash
+    worker: Hash
+
+
+class ListedCharge(Record, frozen=True):
+    """Who listed which charge in its Commit."""
+
+    member: Hash
+    charge: Charge
+
+
+class ListedVerdict(Record, frozen=True):
+    """Who voted how on which accusation in its Commit."""
+
+    member: Hash
+    verdict: Verdict
+
+
+class Ban(Record, frozen=True):
+    """A member proven guilty of `deed` in `round`; the hashes of the evidence that members listed."""
+
+    peer: Hash
+    deed: Text
+    round: U32
+    evidence: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+
+
+class CertifiedState(Record, frozen=True):
+    """Parameters and optimizer state at the start of `round`, by the digest that a quorum committed to."""
+
+    round: U32
+    digest: Hash
+
+
+class Block(Record, frozen=True):
+    """Everything that a round decided. Its hash excludes the certificate."""
+
+    version: Literal[1]
+    run: Hash
+    group: U16
+    round: U32
+    prev: Hash
+    commits: Annotated[tuple[CommitEntry, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+    rejects: Annotated[tuple[Complaint, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+    missing: Annotated[tuple[Complaint, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+    contributors: Members
+    void: U8  # 0 no, 1 no contributors, 2 no results
+    results: Annotated[tuple[ResultEntry, ...], msgspec.Meta(max_length=PARTS_MAX)]
+    links: Annotated[tuple[LinkEntry, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+    randomness: Hash
+    charges: Annotated[tuple[ListedCharge, ...], Listed]
+    verdicts: Annotated[tuple[ListedVerdict, ...], Listed]
+    bans: Annotated[tuple[Ban, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+    admissions: Annotated[tuple[Admission, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+    departures: Members
+    absences: Members
+    step: U32  # optimizer steps after this block
+    state: Annotated[tuple[CertifiedState, ...], msgspec.Meta(max_length=1)]
+    compute_ms: U32  # median of what the members reported, 0 before there is a history
+    transfer_ms: U32
+
+    @property
+    def hash(self) -> bytes:
+        """The block's id."""
+        return digest(encode(self))
+
+
+@dataclass(frozen=True)
+class Charter:
+    """The contract as the protocol reads it. Times in microseconds; None means: three times what members report."""
+
+    rounds: int
+    byzantine_max: int
+    audits_per_round: float
+    tolerance: float
+    rule: Rule
+    message_us: int
+    compute_us: int | None = None
+    transfer_us: int | None = None
+    admission: Literal["open", "allowlist"] = "open"
+    allowed: frozenset[PeerId] = frozenset()
+    state_sync_every: int = 16
+    custody_rounds: int = 16
+
+    def admits(self, peer: PeerId) -> bool:
+        """Whether a peer that holds no seat may ask for one."""
+        return self.admission == "open" or peer in self.allowed
+
+
+@dataclass(frozen=True)
+class LedgerState:
+    """What the genesis and the blocks so far say; `advance` is the only way on."""
+
+    genesis: Genesis
+    charter: Charter
+    round: int  # the next round, t
+    head: bytes  # hash of the last block
+    roster: Roster
+    randomness: tuple[bytes, bytes]  # r[t-2], r[t-1]
+    step: int
+    state: CertifiedState | None
+    compute_ms: int
+    transfer_ms: int
+
+    @classmethod
+    def start(cls, genesis: Genesis, charter: Charter) -> LedgerState:
+        """Before round 0: every founder holds a seat."""
+        seats = sorted((Seat(f.peer, f.chain_end, -1) for f in genesis.founders), key=lambda seat: seat.peer)
+        roster = Roster(tuple(seats), charter.byzantine_max, charter.audits_per_round)
+        run = genesis.run
+        return cls(genesis, charter, 0, run, roster, (run, run), 0, None, 0, 0)
+
+    @property
+    def run(self) -> bytes:
+        """The run's id."""
+        return self.genesis.run
+
+    def roles(self) -> Roles:
+        """Roles of round t."""
+        return draw_roles(self.roster, self.randomness[1], self.round, self.genesis.numel)
+
+    @property
+    def seed_randomness(self) -> bytes:
+        """r[t-2], from which the minibatches of round t are drawn; round 1 takes r[0]."""
+        return self.randomness[1] if self.round <= 1 else self.randomness[0]
+
+    def advance(self, block: Block) -> LedgerState:
+        """The state after `block`, once everything in it that follows from the ledger has been checked.
+
+        Raises:
+            InconsistentMessage: names the field of the block that contradicts the ledger.
+        """
+        _check(block, self)
+        roster = self.roster.after(
+            block.round,
+            links={entry.peer: entry.link for entry in block.links},
+            absences=block.absences,
+            bans=[ban.peer for ban in block.bans],
+            departures=block.departures,
+            admissions={entry.peer: entry.chain_end for entry in block.admissions},
+        )
+        return replace(
+            self,
+            round=block.round + 1,
+            head=block.hash,
+            roster=roster,
+            randomness=(self.randomness[1], block.randomness),
+            step=block.step,
+            state=block.state[0] if block.state else self.state,
+            compute_ms=block.compute_ms,
+            transfer_ms=block.transfer_ms,
+        )
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """The decided `contributors`: which Commits count, and whose gradients."""
+
+    ctx: bytes  # digest of the decision
+    commits: Mapping[PeerId, Message]
+    rejects: tuple[Complaint, ...]
+    missing: tuple[Complaint, ...]
+    workers: tuple[PeerId, ...]  # whose gradient is in the sum, in member order
+    void: bool = False
+
+    @property
+    def complaining(self) -> frozenset[PeerId]:
+        """Aggregators that lacked a part: they reduce nothing and are not in the sum this round."""
+        return frozenset(complaint.aggregator for complaint in self.missing)
+
+
+def build_block(
+    state: LedgerState,
+    contribution: Contribution,
+    results: Sequence[ResultEntry],
+    results_void: bool,
+    links: Mapping[PeerId, bytes],
+) -> Block:
+    """The one block that follows from the decisions of round t."""
+    commits = {peer: message.body for peer, message in sorted(contribution.commits.items())}
+    bodies = {peer: body for peer, body in commits.items() if isinstance(body, Commit)}
+    void = 1 if contribution.void or not contribution.workers else 2 if results_void else 0
+    if state.round == 0:
+        void = 1
+    charges = tuple(ListedCharge(peer, charge) for peer, body in bodies.items() for charge in body.charges)
+    verdicts = tuple(ListedVerdict(peer, verdict) for peer, body in bodies.items() for verdict in body.verdicts)
+    ordered_links = tuple(LinkEntry(peer, links[peer]) for peer in sorted(links))
+    due = tuple(body.state[0] for body in bodies.values() if body.state)
+    return Block(
+        version=1,
+        run=state.run,
+        group=0,
+        round=state.round,
+        prev=state.head,
+        commits=tuple(CommitEntry(peer, message.hash) for peer, message in sorted(contribution.commits.items())),
+        rejects=contribution.rejects,
+        missing=contribution.missing,
+        contributors=contribution.workers,
+        void=void,
+        results=() if void else tuple(sorted(results, key=lambda entry: entry.part)),
+        links=ordered_links,
+        randomness=next_randomness(state.randomness[1], state.round, [entry.link for entry in ordered_links]),
+        charges=charges,
+        verdicts=verdicts,
+        bans=_bans(state.roster, charges, verdicts),
+        admissions=_admissions(state, bodies),
+        departures=_departures(state, bodies),
+        absences=_absences(state, contribution, links),
+        step=state.step + (void == 0),
+        state=_certified(state, due),
+        compute_ms=_typical([body.compute_ms for body in bodies.values()], state.compute_ms),
+        transfer_ms=_typical([body.transfer_ms for body in bodies.values()], state.transfer_ms),
+    )
+
+
+def _typical(reported_ms: Sequence[int], before: int) -> int:
+    """Lower median of the positive reports: fewer than half liars cannot move it beyond an honest report."""
+    positive = [min(ms, REPORTED_MS_MAX) for ms in reported_ms if ms > 0]
+    return median_low(positive) if positive else before
+
+
+def _certified(state: LedgerState, due: Sequence[bytes]) -> tuple[CertifiedState, ...]:
+    counts = Counter(due).most_common(1)
+    if counts and counts[0][1] >= state.roster.quorum:
+        return (CertifiedState(state.round, counts[0][0]),)
+    return ()
+
+
+def _bans(roster: Roster, charges: Sequence[ListedCharge], verdicts: Sequence[ListedVerdict]) -> tuple[Ban, ...]:
+    """A charge that a quorum lists bans the accused; a quorum of guilty the accused, of innocent the accuser."""
+    bans: dict[PeerId, Ban] = {}
+    listed: dict[tuple[PeerId, int, str], dict[PeerId, bytes]] = {}
+    for entry in charges:
+        key = (entry.charge.accused, entry.charge.round, entry.charge.deed)
+        listed.setdefault(key, {})[entry.member] = entry.charge.evidence
+    for (accused, round, deed), by in sorted(listed.items()):
+        if len(by) >= roster.quorum and roster.seat(accused):
+            bans.setdefault(accused, Ban(accused, deed, round, tuple(sorted(set(by.values())))))
+    cases: dict[tuple[PeerId, PeerId, int], dict[PeerId, int]] = {}
+    for cast in verdicts:
+        case = (cast.verdict.accuser, cast.verdict.accused, cast.verdict.round)
+        cases.setdefault(case, {})[cast.member] = cast.verdict.vote
+    for (accuser, accused, round), votes in sorted(cases.items()):
+        count = Counter(votes.values())
+        if count[1] >= roster.quorum and roster.seat(accused):
+            bans.setdefault(accused, Ban(accused, "wrong_gradient", round, ()))
+        elif count[0] >= roster.quorum and roster.seat(accuser):
+            bans.setdefault(accuser, Ban(accuser, "false_accusation", round, ()))
+    return tuple(bans[peer] for peer in sorted(bans))
+
+
+def _admissions(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[Admission, ...]:
+    """Seats that a quorum lists: absent members that may return, and peers that the policy admits."""
+    counts = Counter(admission for body in bodies.values() for admission in set(body.admissions))
+    admitted: dict[PeerId, Admission] = {}
+    for admission, count in sorted(counts.items(), key=lambda item: (item[0].peer, item[0].chain_end)):
+        seat = state.roster.seat(admission.peer)
+        if count < state.roster.quorum or admission.peer in state.roster.banned:
+            continue
+        returning = seat is not None and seat.absent and state.round + 1 >= seat.returns_at
+        entering = seat is None and state.charter.admits(admission.peer) and len(state.roster.seats) < MEMBERS_MAX
+        if returning or entering:
+            admitted.setdefault(admission.peer, admission)
+    return tuple(admitted.values())
+
+
+def _departures(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[PeerId, ...]:
+    """Seats given up in order, while at least 2 (b - bans) + 1 remain; others stay and are absent."""
+    counts = Counter(peer for body in bodies.values() for peer in set(body.departures))
+    floor = 2 * max(0, state.charter.byzantine_max - len(state.roster.banned)) + 1
+    spare = len(state.roster.seats) - floor
+    leaving = [p for p, count in sorted(counts.items()) if count >= state.roster.quorum and state.roster.seat(p)]
+    return tuple(leaving[: max(0, spare)])
+
+
+def _absences(
+    state: LedgerState, contribution: Contribution, links: Mapping[PeerId, bytes]
+) -> tuple[PeerId, ...]:
+    """Present members that sent no Commit in time, or committed and opened no link. A void decision blames nobody."""
+    if contribution.void:
+        return ()
+    return tuple(peer for peer in state.roster.present if peer not in contribution.commits or peer not in links)
+
+
+def _check(block: Block, state: LedgerState) -> None:
+    """Recompute what follows from the ledger alone; the Commits' content is vouched for by the certificate."""
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise InconsistentMessage(f"block {block.round}: {what}")
+
+    require(block.run == state.run, "run: belongs to another run")
+    require(block.round == state.round, f"round: expected {state.round}")
+    require(block.prev == state.head, "prev: is not the hash of the block before")
+    members = set(state.roster.members)
+    committed = {entry.peer for entry in block.commits}
+    require(committed <= set(state.roster.present), "commits: of a peer that is no present member")
+    require(set(block.contributors) <= committed, "contributors: not among the commits")
+    for link in block.links:
+        require(link.peer in committed, "links: of a member without a commit")
+        require(state.roster.opens(link.peer, link.link, block.round), f"links: {link.peer.hex()[:8]} is off its chain")
+    links = [entry.link for entry in block.links]
+    require(block.randomness == next_randomness(state.randomness[1], block.round, links), "randomness")
+    require(block.bans == _bans(state.roster, block.charges, block.verdicts), "bans: do not follow from the votes")
+    require({c.member for c in block.charges} | {v.member for v in block.verdicts} <= committed, "votes: of a non-member")
+    require(set(block.absences) <= members and set(block.departures) <= members, "absences: of a non-member")
+    roles = state.roles()
+    parts = sorted(entry.part for entry in block.results)
+    require(parts == (list(range(roles.layout.parts)) if block.void == 0 else []), "results: not one for each part")
+    require(block.step == state.step + (block.void == 0), "step")
+
+
+def open_block(data: bytes) -> Block:
+    """Decode a block's bytes."""
+    return decode(Block, data, BLOCK_BYTES_MAX)
+
+
+def open_genesis(data: bytes) -> Genesis:
+    """Decode a genesis' bytes."""
+    return decode(Genesis, data, GENESIS_BYTES_MAX)
+
+
+def check_genesis(genesis: Genesis, signatures: Sequence[bytes], verifier: Verifier) -> None:
+    """Every founder has signed the genesis.
+
+    Raises:
+        InvalidCertificate: names the founder whose signature is missing.
+    """
+    signers = set()
+    for data in signatures:
+        message = verifier.open(data, genesis.run)
+        if isinstance(message.body, GenesisSignature) and message.body.genesis == genesis.run:
+            signers.add(message.sender)
+    for founder in genesis.founders:
+        if founder.peer not in signers:
+            raise InvalidCertificate(f"genesis: founder {founder.peer.hex()[:8]} has not signed")
+
+
+def check_certificate(block: Block, finals: Sequence[bytes], state: LedgerState, verifier: Verifier) -> None:
+    """q members of the roster before the block signed its hash as final.
+
+    Raises:
+        InvalidCertificate: names the block and what is wrong.
+    """
+    place = f"certificate of block {block.round}"
+    members = set(state.roster.members)
+    signers: set[PeerId] = set()
+    for data in finals:
+        message = verifier.open(data, state.run)
+        s, body = message.statement, message.body
+        if not isinstance(body, Final) or (s.round, s.index, s.prev) != (block.round, BLOCK_DECISION, block.prev):
+            raise InvalidCertificate(f"{place}: holds a signature for something else")
+        if body.digest != block.hash:
+            raise InvalidCertificate(f"{place}: a signature is for another block")
+        if message.sender not in members:
+            raise InvalidCertificate(f"{place}: {message.sender.hex()[:8]} is no member")
+        signers.add(message.sender)
+    if len(signers) < state.roster.quorum:
+        raise InvalidCertificate(f"{place}: {len(signers)} members signed, {state.roster.quorum} must")
+
+
+def items_digest(purpose: str, ctx: bytes, items: Mapping[str, bytes]) -> bytes:
+    """Digest of a decision's value: its items in key order, bound to what it was derived from."""
+    return sha256(b"btrain/items/v1", purpose.encode(), ctx, *(p for k, v in sorted(items.items()) for p in (k.encode(), v)))
+
+

@@ -1,0 +1,250 @@
+"""What members sign: one statement per slot, and the bodies of each kind.
+
+A statement names its slot (run, group, prev, round, attempt, kind, index), its sender and `ctx`, the hash of the inputs it was
+derived from. Its signature covers a domain tag and the canonical bytes. A received message is verified before it is read:
+length, signature, canonical form, types, bounds, run, in this order, each with its own error.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from btrain.identity import SigningKey, verify
+from btrain.protocol.agreement import Final, Lock, Proposal, Quit, Vote
+from btrain.protocol.encoding import MEMBERS_MAX, U8, U16, U32, Hash, PeerId, Record, Signature, decode, digest, encode
+from btrain.protocol.errors import ForeignMessage, WrongSignature
+
+PROTOCOL_VERSION = 1
+DOMAIN = b"btrain/statement/v1\0"
+PARTS_MAX = MEMBERS_MAX
+LISTED_MAX = 64  # charges, verdicts, admissions in one Commit
+ENVELOPE_BYTES_MAX = 60 * 1024  # a control frame is 64 KiB
+
+Kind = Literal[
+    "commit", "reject", "missing", "result", "reveal", "vote", "quit", "lock", "proposal", "final",
+    "accusation", "charge", "join", "leave", "genesis",
+]  # fmt: skip
+Text = Annotated[str, msgspec.Meta(max_length=64)]
+
+
+class Statement(Record, frozen=True):
+    """What is signed. `body` is the canonical encoding of the kind's record."""
+
+    version: Literal[1]
+    run: Hash
+    group: U16
+    prev: Hash
+    round: U32
+    attempt: U16
+    kind: Kind
+    index: U32
+    sender: Hash
+    ctx: Hash
+    body: Annotated[bytes, msgspec.Meta(max_length=ENVELOPE_BYTES_MAX)]
+
+
+class Envelope(Record, frozen=True):
+    """A statement's canonical bytes and the Ed25519 signature over `DOMAIN + statement`."""
+
+    statement: Annotated[bytes, msgspec.Meta(max_length=ENVELOPE_BYTES_MAX)]
+    signature: Signature
+
+
+class Charge(Record, frozen=True):
+    """'This evidence proves that `accused` did `deed` in `round`.' The key is (accused, round, deed)."""
+
+    accused: Hash
+    round: U32
+    deed: Text
+    evidence: Hash
+
+
+class Verdict(Record, frozen=True):
+    """A member's answer to an accusation: 0 innocent, 1 guilty, 2 unsure. The case is (accuser, accused, round)."""
+
+    accuser: Hash
+    accused: Hash
+    round: U32
+    vote: Literal[0, 1, 2]
+
+
+class Admission(Record, frozen=True):
+    """A peer asks for a seat, or for its own back; its hash chain ends in `chain_end`."""
+
+    peer: Hash
+    chain_end: Hash
+
+
+class Commit(Record, frozen=True):
+    """Leaf hashes of every encoded part (none for a validator or one that cannot encode) and the side items."""
+
+    leaves: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=PARTS_MAX)]
+    charges: Annotated[tuple[Charge, ...], msgspec.Meta(max_length=LISTED_MAX)]
+    verdicts: Annotated[tuple[Verdict, ...], msgspec.Meta(max_length=LISTED_MAX)]
+    admissions: Annotated[tuple[Admission, ...], msgspec.Meta(max_length=LISTED_MAX)]
+    departures: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=LISTED_MAX)]
+    state: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=1)]  # digest of x[t] and the optimizer, when due
+    compute_ms: U32
+    transfer_ms: U32
+
+
+class Reject(Record, frozen=True):
+    """'The bytes under leaf `part` of this commitment are no legal encoding.' Proven by the bytes themselves."""
+
+    accused: Hash
+    commit: Hash
+    part: U16
+    blob: Hash
+
+
+class Missing(Record, frozen=True):
+    """'I aggregate, and I cannot get the part of `worker`.' One a round: both stay out of this round's sum."""
+
+    worker: Hash
+
+
+class Result(Record, frozen=True):
+    """A reduced part: the hash of its bytes and the contributors' coefficients (float64 bits), in member order."""
+
+    part: U16
+    hash: Hash
+    coefficients: Annotated[tuple[float, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+
+
+class Reveal(Record, frozen=True):
+    """The link of the sender's hash chain that belongs to this round."""
+
+    link: Hash
+
+
+class Accusation(Record, frozen=True):
+    """'I recomputed the gradient that `accused` committed in `round`, and it is another.' One a round."""
+
+    accused: Hash
+    round: U32
+    commit: Hash
+
+
+class Join(Record, frozen=True):
+    """Ask for a seat: contract, the digest of x[0], the norm of a probe gradient, and where to be reached."""
+
+    contract: Hash
+    chain_end: Hash
+    x0: Hash
+    probe_norm: float
+    addresses: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=256)], ...], msgspec.Meta(max_length=8)]
+
+
+class Leave(Record, frozen=True):
+    """The sender gives its seat up in order."""
+
+
+class GenesisSignature(Record, frozen=True):
+    """A founder's consent to the genesis with this hash."""
+
+    genesis: Hash
+
+
+Body = (
+    Commit | Reject | Missing | Result | Reveal | Vote | Quit | Lock | Proposal | Final
+    | Accusation | Charge | Join | Leave | GenesisSignature
+)  # fmt: skip
+
+BODIES: dict[str, type[msgspec.Struct]] = {
+    "commit": Commit,
+    "reject": Reject,
+    "missing": Missing,
+    "result": Result,
+    "reveal": Reveal,
+    "vote": Vote,
+    "quit": Quit,
+    "lock": Lock,
+    "proposal": Proposal,
+    "final": Final,
+    "accusation": Accusation,
+    "charge": Charge,
+    "join": Join,
+    "leave": Leave,
+    "genesis": GenesisSignature,
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """A verified envelope with its statement and body decoded."""
+
+    data: bytes  # the envelope's canonical bytes: what is stored and handed on
+    statement: Statement
+    body: Body
+
+    @property
+    def sender(self) -> PeerId:
+        """The signer."""
+        return self.statement.sender
+
+    @property
+    def hash(self) -> bytes:
+        """Hash of the statement: equal for equal bodies, whatever the signature bytes."""
+        return digest(encode(self.statement))
+
+    @property
+    def slot(self) -> bytes:
+        """Key of the slot. Results of different ctx are not compared: who saw another decision is no liar."""
+        return slot_key(self.statement)
+
+
+def slot_key(statement: Statement) -> bytes:
+    """Canonical key of a statement's slot and sender; two bodies under one key are equivocation."""
+    s = statement
+    scope = s.ctx if s.kind == "result" else b""
+    return msgspec.msgpack.encode((s.run, s.group, s.prev, s.round, s.attempt, s.kind, s.index, s.sender, scope))
+
+
+class Verifier:
+    """Checks signatures and remembers the envelopes that passed, so that a handed-on message costs one check."""
+
+    def __init__(self, cached_max: int = 20_000) -> None:
+        self._passed: OrderedDict[bytes, Message] = OrderedDict()
+        self._cached_max = cached_max
+
+    def open(self, data: bytes, run: bytes, group: int = 0) -> Message:
+        """Parse and verify one envelope.
+
+        Raises:
+            OversizedMessage, MalformedMessage, NonCanonicalMessage, WrongSignature, ForeignMessage
+        """
+        key = digest(data)
+        known = self._passed.get(key)
+        if known is None:
+            known = _open(data)
+            self._passed[key] = known
+            if len(self._passed) > self._cached_max:
+                self._passed.popitem(last=False)
+        if (known.statement.run, known.statement.group) != (run, group):
+            raise ForeignMessage(f"{known.statement.kind} of run {known.statement.run.hex()[:12]}")
+        return known
+
+
+def _open(data: bytes) -> Message:
+    envelope = decode(Envelope, data, ENVELOPE_BYTES_MAX)
+    statement = decode(Statement, envelope.statement, ENVELOPE_BYTES_MAX)
+    if not verify(statement.sender, DOMAIN + envelope.statement, envelope.signature):
+        raise WrongSignature(f"{statement.kind} of round {statement.round}")
+    body = decode(BODIES[statement.kind], statement.body, ENVELOPE_BYTES_MAX)
+    return Message(data, statement, body)  # type: ignore[arg-type]  # BODIES holds exactly the members of Body
+
+
+def sign(key: SigningKey, statement: Statement) -> Message:
+    """Sign a statement; the caller has made sure that its slot is still unsigned."""
+    data = encode(statement)
+    signature = key.sign(DOMAIN + data)
+    body = decode(BODIES[statement.kind], statement.body, ENVELOPE_BYTES_MAX)
+    return Message(encode(Envelope(data, signature)), statement, body)  # type: ignore[arg-type]
+
+
+Opener = Callable[[bytes], Message]

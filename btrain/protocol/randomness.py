@@ -1,0 +1,66 @@
+"""The public randomness of a run: hash chains, r[t], and everything that is drawn from it.
+
+Every member publishes the end of a hash chain when it gets its seat and opens one link a round, so r[t] is fixed before it is
+known and nobody can change it but by losing the seat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from btrain.protocol.encoding import PeerId, sha256
+
+SPARE_LINKS = 1024  # rounds beyond the planned ones that a chain covers
+
+
+class HashChain:
+    """A member's own chain: link(t) for round t, `end` is published. Derived from the key, so a restart keeps it."""
+
+    def __init__(self, secret: bytes, run: bytes, rounds: int) -> None:
+        self._links = [sha256(b"btrain/chain/v1", secret, run)]
+        for _ in range(rounds + SPARE_LINKS):
+            self._links.append(hashlib.sha256(self._links[-1]).digest())
+
+    @property
+    def end(self) -> bytes:
+        """The published end; it plays the link of round -1."""
+        return self._links[-1]
+
+    def link(self, round: int) -> bytes:
+        """The link that belongs to `round`; hashing it once gives the link of the round before."""
+        position = len(self._links) - 2 - round
+        if position < 0:
+            raise IndexError(f"the chain ends before round {round}")
+        return self._links[position]
+
+
+def on_chain(link: bytes, round: int, known: bytes, known_round: int) -> bool:
+    """Whether `link` of `round` leads to the link `known` of the earlier `known_round`."""
+    for _ in range(round - known_round):
+        link = hashlib.sha256(link).digest()
+    return round > known_round and link == known
+
+
+def next_randomness(previous: bytes, round: int, links: Sequence[bytes]) -> bytes:
+    """r[t] = H(r[t-1], t, links in member order); without links r[t] = H("void", r[t-1], t)."""
+    position = round.to_bytes(8, "little")
+    return sha256(b"btrain/r/v1", previous, position, *links) if links else sha256(b"void", previous, position)
+
+
+def permutation(randomness: bytes, purpose: str, peers: Iterable[PeerId]) -> tuple[PeerId, ...]:
+    """A pseudo-random order of the peers, the same for everybody."""
+    domain = b"btrain/permutation/" + purpose.encode()
+    return tuple(sorted(peers, key=lambda peer: (sha256(domain, randomness, peer), peer)))
+
+
+def batch_seed(run: bytes, randomness: bytes, worker: PeerId, round: int) -> bytes:
+    """xi of a worker's minibatch: H("btrain/batch/v1", run, r[t-2], peer id, t)."""
+    return sha256(b"btrain/batch/v1", run, randomness, worker, round.to_bytes(8, "little"))
+
+
+def drawn_count(randomness: bytes, rate: float) -> int:
+    """An integer with expectation `rate`: its whole part, and one more with the fraction's probability."""
+    whole = int(rate)
+    draw = int.from_bytes(sha256(b"btrain/count/v1", randomness)[:8], "little") / 2**64
+    return whole + (draw < rate - whole)
