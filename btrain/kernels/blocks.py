@@ -1,0 +1,117 @@
+"""The encoded vector and its wire format `i8-absmax-1024-v1`.
+
+Legend: B blocks, K = 1024 codes a block. On the wire: all codes, block after block, then all scales, little-endian
+fp32; nothing else. A vector of `numel` elements has B = ceil(numel / K) blocks and B * (K + 4) bytes; the codes behind
+the last element are 0.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from btrain.kernels import errors
+
+BLOCK = 1024
+FORMAT = "i8-absmax-1024-v1"
+SCALE_BYTES = 4
+ABSMAX_MIN = 2.0**-110
+"""Blocks whose largest magnitude is below this are encoded as zeros (127/absmax must stay finite, FTZ must not matter)."""
+ABSMAX_LIMIT = 2.0**127
+"""Blocks whose largest magnitude reaches this are refused: one decoded code could be Inf."""
+SCALE_MIN = 2.0**-126
+SCALE_MAX = float(np.float32(2.0**127) / np.float32(127))
+
+
+def block_count(numel: int) -> int:
+    """Number of blocks of a vector of `numel` elements."""
+    return -(-numel // BLOCK)
+
+
+def encoded_bytes(numel: int) -> int:
+    """Length in bytes of the wire encoding of a vector of `numel` elements."""
+    return block_count(numel) * (BLOCK + SCALE_BYTES)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedBlocks:
+    """A flat vector as int8 codes with one fp32 scale a block: element k of block b is `codes[b, k] * scales[b]`.
+
+    codes int8 [B, 1024] contiguous, scales float32 [B], both on one device; numel = elements of the vector.
+    Raises KernelUsageError when shapes or dtypes do not fit; says nothing about the values, see `check`.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    numel: int
+
+    def __post_init__(self) -> None:
+        blocks = block_count(self.numel)
+        if self.codes.dtype != torch.int8 or self.codes.shape != (blocks, BLOCK) or not self.codes.is_contiguous():
+            raise errors.KernelUsageError(
+                f"codes: expected contiguous int8 [{blocks}, {BLOCK}] for {self.numel} elements, "
+                f"got {self.codes.dtype} {list(self.codes.shape)}"
+            )
+        if self.scales.dtype != torch.float32 or self.scales.shape != (blocks,):
+            raise errors.KernelUsageError(
+                f"scales: expected float32 [{blocks}], got {self.scales.dtype} {list(self.scales.shape)}"
+            )
+
+    def to_bytes(self) -> bytes:
+        """The wire encoding: `encoded_bytes(numel)` bytes, the same on every machine."""
+        codes = self.codes.detach().cpu().numpy()
+        scales = self.scales.detach().cpu().contiguous().numpy().astype("<f4", copy=False)
+        return b"".join((codes.data, scales.data))
+
+    @classmethod
+    def from_bytes(cls, data: bytes | bytearray | memoryview, numel: int) -> QuantizedBlocks:
+        """Decode the wire encoding of `numel` elements; raises the IllegalEncoding that names the first broken rule."""
+        if numel < 0:
+            raise errors.KernelUsageError(f"numel: expected 0 or more, got {numel}")
+        if len(data) != encoded_bytes(numel):
+            raise errors.WrongLength(f"{numel} elements take {encoded_bytes(numel)} bytes, got {len(data)}")
+        blocks = block_count(numel)
+        if blocks == 0:
+            return cls(torch.empty((0, BLOCK), dtype=torch.int8), torch.empty(0), 0)
+        raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        codes = raw[: blocks * BLOCK].view(torch.int8).view(blocks, BLOCK)
+        scales = raw[blocks * BLOCK :].view(torch.float32)
+        if sys.byteorder == "big":
+            scales = torch.from_numpy(scales.numpy().byteswap())
+        decoded = cls(codes, scales, numel)
+        decoded.check()
+        return decoded
+
+    def check(self) -> None:
+        """Raise the IllegalEncoding of the first rule that the values break; an honest encoding passes."""
+        if self.numel == 0:
+            return
+        codes, scales = self.codes, self.scales
+        low, high = code_extremes(codes)
+        magnitude = torch.maximum(high, low.neg())
+        zero = scales == 0
+        _refuse(errors.NonFiniteScale, ~torch.isfinite(scales))
+        _refuse(errors.NegativeScale, scales < 0)
+        _refuse(errors.NegativeZeroScale, zero & torch.signbit(scales))
+        _refuse(errors.SubnormalScale, (scales.view(torch.int32) != 0) & (scales < SCALE_MIN))
+        _refuse(errors.ScaleTooLarge, scales > SCALE_MAX)
+        _refuse(errors.CodeMinus128, low == -128)
+        _refuse(errors.NonzeroCodesUnderZeroScale, zero & (magnitude != 0))
+        _refuse(errors.BlockWithoutExtreme, ~zero & (magnitude != 127))
+        if bool(codes.view(-1)[self.numel :].any()):
+            raise errors.NonzeroPadding(block=codes.shape[0] - 1)
+
+
+def code_extremes(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest code of each block: codes int8 [B, K] to two int16 [B]."""
+    return codes.amin(1).to(torch.int16), codes.amax(1).to(torch.int16)
+
+
+def _refuse(error: type[errors.IllegalEncoding], broken: Tensor) -> None:
+    """Raise `error` for the first block whose flag is set; broken bool [B]."""
+    if bool(broken.any()):
+        raise error(block=int(broken.nonzero()[0, 0]))
