@@ -71,20 +71,26 @@ class _Pack:
         self.dirty = True  # a killed process may have left the last entries in the page cache only
 
     def entries(self) -> Iterator[tuple[bytes, int, int]]:
-        """(hash, offset of the blob, length) of every entry whose header is whole."""
+        """(hash, offset of the blob, length) of every whole entry.
+
+        Behind a damaged place marks may be a blob's own bytes: from there on an entry counts if its blob has its hash.
+        """
         offset = 0
+        damaged = False
         while offset + ENTRY_HEADER.size <= self.size:
             header = os.pread(self.descriptor, ENTRY_HEADER.size, offset)
             mark, hash_, length, check = ENTRY_HEADER.unpack(header)
             start = offset + ENTRY_HEADER.size
-            if mark == MARK and zlib.crc32(header[: _CHECKED.size]) == check:
-                if start + length > self.size:
-                    return
+            whole = (
+                mark == MARK and zlib.crc32(header[: _CHECKED.size]) == check and start + length <= self.size
+            ) and not (damaged and sha256(os.pread(self.descriptor, length, start)).digest() != hash_)
+            if whole:
                 yield hash_, start, length
                 offset = start + length
             else:
+                damaged = True
                 following = self._find_mark(offset + 1)
-                logger.warning("%s: byte %d: damaged; skipped to byte %d", self.path, offset, following)
+                logger.warning("%s: byte %d: cut short or damaged; skipped to byte %d", self.path, offset, following)
                 offset = following
 
     def _find_mark(self, offset: int) -> int:
@@ -107,7 +113,8 @@ class BlobStore:
         self._packs: dict[int, _Pack] = {}
         self._places: dict[bytes, _Place] = {}
         self._pins: dict[str, set[bytes]] = {}
-        self._lock = threading.RLock()
+        self._failed: str | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, directory: Path, bytes_max: int) -> Self:
@@ -171,6 +178,7 @@ class BlobStore:
         checked = _CHECKED.pack(MARK, hash_, len(data))
         header = checked + struct.pack("<I", zlib.crc32(checked))
         with self._lock:
+            self._check_usable()
             known = self._places.get(hash_)
             if known is not None and known.round >= round:
                 return
@@ -194,19 +202,31 @@ class BlobStore:
     def flush(self) -> None:
         """Return when everything put before is durable: before a Commit or Result that promises it is sent.
 
-        Raises StorageError; what was not flushed is then not promised.
+        Reads and puts go on meanwhile. Raises StorageError, from then on at every put and flush: what the disk holds
+        after a failed fsync is known only when the store is opened anew.
         """
         with self._lock:
+            self._check_usable()
             dirty = [pack for pack in self._packs.values() if pack.dirty]
-            try:
-                for pack in dirty:
-                    sync_file(pack.descriptor)
-                if any(pack.is_new for pack in dirty):
-                    sync_directory(self.directory)
-            except OSError as error:
-                raise storage_error(self.directory, "be made durable", error) from error
+            names_are_new = any(pack.is_new for pack in dirty)
+            descriptors = [os.dup(pack.descriptor) for pack in dirty]
             for pack in dirty:
                 pack.dirty = pack.is_new = False
+        try:
+            for descriptor in descriptors:
+                sync_file(descriptor)
+            if names_are_new:
+                sync_directory(self.directory)
+        except OSError as error:
+            self._failed = os.strerror(error.errno or 0)
+            raise storage_error(self.directory, "be made durable", error) from error
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _check_usable(self) -> None:
+        if self._failed is not None:
+            raise StorageError(f"{self.directory}: cannot be used after a failed fsync: {self._failed}")
 
     def get(self, hash_: bytes) -> bytes | None:
         """The blob, or None if it is not stored; raises CorruptBlob, StorageError."""

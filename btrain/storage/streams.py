@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -51,7 +52,8 @@ class JsonLines:
             try:
                 write_all(self._descriptor, line, self._size)
             except OSError as error:
-                os.ftruncate(self._descriptor, self._size)
+                with contextlib.suppress(OSError):  # the next line is written over what stays
+                    os.ftruncate(self._descriptor, self._size)
                 raise storage_error(self.path, "be written", error) from error
             self._size += len(line)
 
