@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -33,18 +33,16 @@ SIGNATURE_BYTES = 64
 PEER_ID_CHARACTERS = 52
 
 _KEY_FILE_BYTES_MAX = 4096
+_KEY_FILE_LABEL = b"btrain peer "
 _FIELD_PRIME = 2**255 - 19
 _IDENTITY_MULTIHASH = bytes.fromhex("002408011220")
 _PEER_ID_BYTES = len(_IDENTITY_MULTIHASH) + PUBLIC_KEY_BYTES
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _BASE58_DIGIT = {character: digit for digit, character in enumerate(_BASE58)}
-_ORDER_8_YS = (
-    0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
-    0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7,
-)
-# The y coordinates of the eight points of small order: 1 (order 1), -1 (2), 0 (4, both signs of x), and two of order 8.
+_ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+# The y coordinates of the eight points of small order (1, 2, 4, 8; those of order 4 and 8 with both signs of x).
 # Under such a key one signature fits many messages, so it proves nothing about who signed what.
-_SMALL_ORDER_YS = frozenset({0, 1, _FIELD_PRIME - 1, *_ORDER_8_YS})
+_SMALL_ORDER_YS = frozenset({0, 1, _FIELD_PRIME - 1, _ORDER_8_Y, _FIELD_PRIME - _ORDER_8_Y})
 
 
 class InvalidPeerId(ConfigError):
@@ -196,6 +194,11 @@ class ProcessLock:
 
     def close(self) -> None:
         """Release the lock; more than once is harmless. The file stays: removing it would race with the next holder."""
+        if self._descriptor is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # for copies in children too, forked by whatever means
+            self._give_up()
+
+    def _give_up(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         ProcessLock._held.discard(self)
         if descriptor is not None:
@@ -204,7 +207,7 @@ class ProcessLock:
     @classmethod
     def _drop_in_child(cls) -> None:
         for lock in list(cls._held):
-            lock.close()
+            lock._give_up()
 
 
 os.register_at_fork(after_in_child=ProcessLock._drop_in_child)
@@ -225,7 +228,8 @@ class LockBusy(Exception):
 class KeyFile:
     """A signing key and the lock on its file; a context manager that releases the lock.
 
-    The file is PEM (PKCS #8, unencrypted), mode 0600; the lock is a file beside it, `<name>.lock`.
+    The file is PEM (PKCS #8, unencrypted), mode 0600, below a line with the peer id, which a damaged key does not fit.
+    The lock is a file beside it, `<name>.lock`.
     """
 
     def __init__(self, path: Path, key: SigningKey, lock: ProcessLock) -> None:
@@ -294,17 +298,24 @@ def read_key(path: str | os.PathLike[str]) -> SigningKey:
         raise KeyFileMode(f"{path}: others may read this key (mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}")
     try:
         private = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise KeyFileUnreadable(_garbled(path)) from error
     if not isinstance(private, Ed25519PrivateKey):
         raise KeyFileUnreadable(_garbled(path))
-    return SigningKey(private.private_bytes_raw())
+    key = SigningKey(private.private_bytes_raw())
+    if pem.startswith(_KEY_FILE_LABEL) and pem.splitlines()[0] != _label(key):
+        raise KeyFileUnreadable(_garbled(path))
+    return key
+
+
+def _label(key: SigningKey) -> bytes:
+    return _KEY_FILE_LABEL + peer_id_text(key.public_key).encode()
 
 
 def _garbled(path: Path) -> str:
     return (
-        f"{path}: is not an Ed25519 key in PEM form; restore it from a copy, or move it away to start as a new peer "
-        "(the old identity's seat and standing stay with the old key)"
+        f"{path}: is not an undamaged Ed25519 key in PEM form; restore it from a copy, or move it away to start as a "
+        "new peer (the old identity's seat and standing stay with the old key)"
     )
 
 
@@ -317,7 +328,7 @@ def _write_key(path: Path, key: SigningKey) -> None:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb") as file:
-                file.write(pem)
+                file.write(_label(key) + b"\n" + pem)
                 file.flush()
                 os.fsync(file.fileno())
             os.link(unfinished, path)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -107,22 +108,22 @@ class RunDirectory:
             ) from None
         except OSError as error:
             raise storage_error(path, "be opened", error) from error
-        try:
+        with ExitStack() as opened:  # closes what is open already if one of the files does not open
+            opened.callback(lock.close)
             _bind(path, RunBinding(1, contract.hex(), peer_id_text(identity)))
-            return cls(
+            directory = cls(
                 path,
                 lock,
-                SignedLog.open(path / "signed.log"),
-                Journal.open(path / "journal"),
-                LedgerFile.open(path / "ledger"),
-                BlobStore.open(path / "custody", custody_bytes_max),
+                opened.enter_context(closing(SignedLog.open(path / "signed.log"))),
+                opened.enter_context(closing(Journal.open(path / "journal"))),
+                opened.enter_context(closing(LedgerFile.open(path / "ledger"))),
+                opened.enter_context(closing(BlobStore.open(path / "custody", custody_bytes_max))),
                 EvidenceStore(path / "evidence"),
-                JsonLines(path / "events.jsonl"),
+                opened.enter_context(closing(JsonLines(path / "events.jsonl"))),
                 JsonLines(path / "metrics.jsonl"),
             )
-        except BaseException:
-            lock.close()
-            raise
+            opened.pop_all()
+        return directory
 
     @staticmethod
     def identity_path(path: str | os.PathLike[str]) -> Path:
