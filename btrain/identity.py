@@ -7,23 +7,19 @@ alphabet ascends, so members sorted by raw key and sorted by text stand in the s
 
 from __future__ import annotations
 
+import binascii
 import errno
 import fcntl
 import os
+import re
 import stat
 import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
 
 from btrain.errors import ConfigError, IdentityError
 
@@ -33,7 +29,13 @@ SIGNATURE_BYTES = 64
 PEER_ID_CHARACTERS = 52
 
 _KEY_FILE_BYTES_MAX = 4096
-_KEY_FILE_LABEL = b"btrain peer "
+# An Ed25519 key in PKCS #8 (RFC 8410 section 7) is this prefix and the seed: 48 bytes, one line of base64. Read by hand,
+# since a damaged key makes general parsers take it for another algorithm and fail in ways they do not document.
+_PKCS8_ED25519 = bytes.fromhex("302e020100300506032b657004220420")
+_PEM = re.compile(
+    rb"(?:btrain peer (?P<peer>[^\n]*)\n)?-----BEGIN PRIVATE KEY-----\n(?P<base64>[A-Za-z0-9+/]{64})\n"
+    rb"-----END PRIVATE KEY-----\n?"
+)
 _FIELD_PRIME = 2**255 - 19
 _IDENTITY_MULTIHASH = bytes.fromhex("002408011220")
 _PEER_ID_BYTES = len(_IDENTITY_MULTIHASH) + PUBLIC_KEY_BYTES
@@ -296,20 +298,14 @@ def read_key(path: str | os.PathLike[str]) -> SigningKey:
         raise KeyFileUnreadable(f"{path}: cannot be read: {os.strerror(error.errno or 0)}") from error
     if mode & 0o077:
         raise KeyFileMode(f"{path}: others may read this key (mode {stat.S_IMODE(mode):04o}); run: chmod 600 {path}")
-    try:
-        private = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise KeyFileUnreadable(_garbled(path)) from error
-    if not isinstance(private, Ed25519PrivateKey):
+    found = _PEM.fullmatch(pem)
+    der = binascii.a2b_base64(found["base64"]) if found else b""
+    if found is None or len(der) != len(_PKCS8_ED25519) + SEED_BYTES or not der.startswith(_PKCS8_ED25519):
         raise KeyFileUnreadable(_garbled(path))
-    key = SigningKey(private.private_bytes_raw())
-    if pem.startswith(_KEY_FILE_LABEL) and pem.splitlines()[0] != _label(key):
+    key = SigningKey(der[len(_PKCS8_ED25519) :])
+    if found["peer"] not in {None, peer_id_text(key.public_key).encode()}:
         raise KeyFileUnreadable(_garbled(path))
     return key
-
-
-def _label(key: SigningKey) -> bytes:
-    return _KEY_FILE_LABEL + peer_id_text(key.public_key).encode()
 
 
 def _garbled(path: Path) -> str:
@@ -321,14 +317,16 @@ def _garbled(path: Path) -> str:
 
 def _write_key(path: Path, key: SigningKey) -> None:
     """Make a key file that is either whole or absent: link(2) refuses an existing name, as O_EXCL does."""
-    private = Ed25519PrivateKey.from_private_bytes(key.seed)
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem = b"btrain peer %b\n-----BEGIN PRIVATE KEY-----\n%b-----END PRIVATE KEY-----\n" % (
+        peer_id_text(key.public_key).encode(),
+        binascii.b2a_base64(_PKCS8_ED25519 + key.seed),
+    )
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, "wb") as file:
-                file.write(_label(key) + b"\n" + pem)
+                file.write(pem)
                 file.flush()
                 os.fsync(file.fileno())
             os.link(unfinished, path)
