@@ -1,10 +1,10 @@
 """The deterministic core of every simulation: nodes, packets and timers on one heap of virtual time.
 
-Seed in, run out: no event loop, no wall clock, no threads. Time is an integer count of microseconds. Events are ordered by
-(time, rank, sequence); a packet ranks before a timer of the same instant, so that a bound on delays is inclusive.
+Seed in, run out: no event loop, no wall clock, no threads. Time is an integer count of microseconds. Events are ordered
+by (time, rank, sequence); a packet ranks before a timer of the same instant, so that a bound on delays is inclusive.
 
-A node is built by a factory, which is called again at each restart: whatever shall survive a crash lives outside the node,
-in what the factory closes over. A frozen node (SIGSTOP) gets its packets and due timers, in order, when it thaws.
+A node is built by a factory, which is called again at each restart: whatever shall survive a crash lives outside the
+node, in what the factory closes over. A frozen node (SIGSTOP) gets its packets and due timers, in order, when it thaws.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from btrain.errors import BtrainError
 
 NodeId: TypeAlias = Hashable
 LinkId: TypeAlias = tuple[NodeId, NodeId]
+Latency: TypeAlias = Callable[[NodeId, NodeId, object], int]  # (source, destination, payload) -> microseconds
 
 PACKET_RANK = 0
 TIMER_RANK = 1
@@ -126,12 +127,23 @@ class _Host:
 
 
 class Heap:
-    """Run nodes over a simulated network; equal seeds, plans and nodes give equal runs."""
+    """Run nodes over a simulated network; equal seeds, plans and nodes give equal runs.
 
-    def __init__(self, seed: int, plan: NetworkPlan | None = None, *, events_max: int = 10_000_000) -> None:
+    `latency`, if given, chooses each packet's latency in place of the link's uniform draw: a scripted schedule.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        plan: NetworkPlan | None = None,
+        *,
+        latency: Latency | None = None,
+        events_max: int = 10_000_000,
+    ) -> None:
         self.now = 0
         self.random = random.Random(seed)
         self.plan = plan or NetworkPlan()
+        self.latency = latency
         self.packets_sent = 0
         self.bytes_sent: dict[NodeId, int] = {}
         self._events_left = events_max
@@ -202,7 +214,7 @@ class Heap:
             return
         copies = 2 if self.random.random() < link.duplication else 1
         for _ in range(copies):
-            arrival = self._arrival(link, (src, dst), departure, size_bytes)
+            arrival = self._arrival(link, (src, dst), departure, payload, size_bytes)
             self._push(arrival, PACKET_RANK, lambda: self._deliver(src, dst, life, payload))
 
     def set_timer(self, node_id: NodeId, name: str, at_us: int) -> None:
@@ -236,12 +248,15 @@ class Heap:
                 departure = max(departure, cut.end_us)
         return departure
 
-    def _arrival(self, link: LinkPlan, link_id: LinkId, departure: int, size_bytes: int) -> int:
+    def _arrival(self, link: LinkPlan, link_id: LinkId, departure: int, payload: object, size_bytes: int) -> int:
         if link.bandwidth_bytes_per_s is not None:
             begin = max(departure, self._busy_until.get(link_id, 0))
             departure = begin + -(-size_bytes * 1_000_000 // link.bandwidth_bytes_per_s)
             self._busy_until[link_id] = departure
-        arrival = departure + self.random.randint(link.latency_min_us, link.latency_max_us)
+        if self.latency is not None:
+            arrival = departure + self.latency(*link_id, payload)
+        else:
+            arrival = departure + self.random.randint(link.latency_min_us, link.latency_max_us)
         if self.random.random() >= link.reordering:
             arrival = max(arrival, self._last_arrival.get(link_id, 0))
         self._last_arrival[link_id] = max(arrival, self._last_arrival.get(link_id, 0))

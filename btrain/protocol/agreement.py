@@ -1,0 +1,497 @@
+"""One decision among the members of a group: a pure state machine, at most b < n/2 of whose n members are faulty.
+
+Messages, items and `now` (integer microseconds of any clock that does not jump back) go in, effects come out. The value
+decided is a set of items. Messages between honest members arrive within Delta, directly or handed on.
+
+  attempt 0     Who holds the items of all present members votes for their digest. `fast_quorum` equal votes make it
+                final for a member that has not left attempt 0. No leader, one message delay.
+  leaving       At its deadline, or on two proposals of one proposer, a member freezes and pushes the items it holds
+                and signs Quit. It leaves on Quits of b+1 members, which it hands on, and then neither votes nor
+                becomes final in that attempt or an earlier one.
+  attempt a>0   Entered 2 Delta after leaving, with the lock frozen then. 2 Delta after its entry the proposer proposes
+                the highest certified value, else all it holds. Votes, and 2 Delta later finality.
+  decided       by Finals of b+1 members, which are handed on; Finals of q members prove it to everybody else.
+
+Why a final value stays: its holder voted 2 Delta before, so an honest vote for another proposal of the attempt would
+have shown it that proposal in time; and it had not left, so nobody enters the next attempt before its certificate has
+arrived. The structure is that of Sync HotStuff (Abraham et al., 2020) with a leaderless first attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from btrain.protocol.agreement_interface import (
+    CancelTimer,
+    Certified,
+    Decided,
+    Effect,
+    Electorate,
+    Entered,
+    Forward,
+    NeedValue,
+    Persist,
+    PushBodies,
+    PushValue,
+    Rules,
+    SetTimer,
+    Sign,
+    Timing,
+)
+from btrain.protocol.agreement_knowledge import Knowledge
+from btrain.protocol.agreement_messages import (
+    VOID,
+    Certificate,
+    Final,
+    ItemKey,
+    Items,
+    Lock,
+    Payload,
+    Proposal,
+    Quit,
+    Vote,
+    item_pairs,
+)
+from btrain.protocol.agreement_state import NONE, State, Suggestion
+from btrain.protocol.encoding import PeerId
+
+__all__ = [
+    "VOID", "Agreement", "CancelTimer", "Certificate", "Certified", "Decided", "Effect", "Electorate", "Entered",
+    "Final", "Forward", "ItemKey", "Items", "Lock", "NeedValue", "Payload", "Persist", "Proposal", "PushBodies",
+    "PushValue", "Quit", "Rules", "SetTimer", "Sign", "Timing", "Vote", "item_pairs",
+]  # fmt: skip
+
+
+class Agreement(Knowledge):
+    """One decision at one member.
+
+    The owner verifies messages and items before it gives them in, executes the effects in order, and gives every
+    message that it signs back through `receive`. Before `start` (the member does not yet hold the decision before this
+    one) messages and items are only collected: give them in as they come, not after the start. After a restart:
+    `restore`, everything of this decision that the member signed, `start`.
+    """
+
+    def __init__(self, me: PeerId, electorate: Electorate, timing: Timing, rules: Rules, started_us: int) -> None:
+        super().__init__(me, electorate, rules)
+        self.timing = timing
+        self.started_us = started_us
+        self._started = False
+        self._restored = False
+        self._trusted = True  # what others sent has had time to arrive since the start, a restart or a standstill
+        self._settled = False  # 2 Delta have passed since the own vote of this attempt
+        self._may_propose = False  # 2 Delta have passed since the entry
+        self._conflicts_handed_on: set[int] = set()
+        self._certified = False
+
+    # --- what the owner sees ---
+
+    @property
+    def attempt(self) -> int:
+        """The attempt this member is in, or has left last."""
+        return self.state.attempt
+
+    @property
+    def decided(self) -> Items | None:
+        """The decision."""
+        return self.state.decided
+
+    def snapshot(self) -> bytes:
+        """All that must survive a restart."""
+        return msgspec.msgpack.encode(self.state)
+
+    @classmethod
+    def restore(
+        cls, snapshot: bytes, me: PeerId, electorate: Electorate, timing: Timing, rules: Rules, started_us: int
+    ) -> Agreement:
+        """Go on after a restart where the last persisted snapshot stood; `started_us` is on the new clock."""
+        engine = cls(me, electorate, timing, rules, started_us)
+        engine.state = msgspec.msgpack.decode(snapshot, type=State)
+        engine._restored = True
+        return engine
+
+    # --- inputs ---
+
+    def start(self, now: int, trusted_from_us: int = 0) -> list[Effect]:
+        """Begin: the member holds the decision before this one (since `started_us`).
+
+        `trusted_from_us` is 2 Delta after this process began to listen: what others sent before has arrived by then.
+        """
+        return self._step(now, lambda: self._start(trusted_from_us - now))
+
+    def hold(self, key: ItemKey, body_hash: bytes, now: int) -> list[Effect]:
+        """An item has arrived and its sender is who the key says."""
+        if self.state.held.get(key, body_hash) != body_hash:
+            return self.equivocated(key, now)
+        if key not in self.state.equivocated:
+            self.state.held[key] = body_hash
+        return self._step(now)
+
+    def equivocated(self, key: ItemKey, now: int) -> list[Effect]:
+        """Two bodies of an item are known, and handed on by the owner: the item counts as never sent."""
+        self.state.drop_item(key)
+        return self._step(now)
+
+    def receive(self, sender: PeerId, payload: Payload, envelope: bytes, now: int) -> list[Effect]:
+        """A verified message of this decision, the member's own included; `envelope` is its signed bytes.
+
+        Raises:
+            NotAMember: the sender has no seat, or proposes out of turn.
+            InconsistentMessage: items out of order, or a certificate that does not fit the message.
+            InvalidCertificate: a certificate that does not verify.
+        """
+        self._check(sender, payload)
+        return self._step(now, lambda: self._take(sender, payload, envelope))
+
+    def value(self, sender: PeerId, items: Items, now: int) -> list[Effect]:
+        """The items behind a digest, asked for or pushed; they prove themselves by the digest."""
+        if sender in self.electorate.seats and sender != self.me:
+            self.state.values[sender] = (self.rules.digest(items), dict(items))
+        return self._step(now)
+
+    def timer(self, name: str, now: int) -> list[Effect]:
+        """A timer set by SetTimer is due."""
+        return self._step(now, lambda: self._ring(name))
+
+    def recheck(self, now: int) -> list[Effect]:
+        """What the rules answer may have changed."""
+        return self._step(now)
+
+    def resend(self, to: PeerId, now: int) -> list[Effect]:
+        """`to` is connected again: everything of the open decision that it may lack."""
+        return self._step(now, lambda: self._resend(to))
+
+    # --- one step ---
+
+    def _step(self, now: int, action: Callable[[], None] = lambda: None) -> list[Effect]:
+        self.out.now = now
+        if self._started:
+            self._notice_standstill()
+        action()
+        if not self._started:
+            return []
+        self._advance()
+        return self.out.take(self.snapshot() if self.out.dirty else None)
+
+    def _advance(self) -> None:
+        """Draw every conclusion. Decisions and Quits come first: nothing is final for who has reason to leave."""
+        self._decide()
+        if self.state.decided is None:
+            self._leave()
+            self._count_votes()
+            self._answer_conflicts()
+            self._skip_attempt_0()
+            self._propose()
+            self._vote()
+            self._settle()
+            self._finalise()
+            self._decide()
+        if not self._certified and self.final_certificate is not None:
+            self._certified = True
+            self.out.emit(Certified(self.final_certificate))
+
+    def _ring(self, name: str) -> None:
+        if not self.out.ring(name):
+            return
+        if name == "beat":
+            self._beat()
+        elif name == "trust":
+            self._trusted = True
+        elif name == "deadline":
+            self._quit()
+        elif name == "entry":
+            self._enter()
+        elif name == "propose":
+            self._may_propose = True
+        elif name == "settle":
+            self._settled = True
+        elif name == "hand_on":
+            self._hand_on_finality()
+
+    # --- start, restart, standstill ---
+
+    def _start(self, distrust_us: int) -> None:
+        self._started = True
+        self.out.dirty = True
+        if self._restored:
+            self._say_again()
+        if self.state.decided is not None:
+            return
+        self._beat()
+        if self._restored:
+            self._count_anew()
+        elif distrust_us > 0:
+            self._distrust(distrust_us)
+        if self.state.attempt == 0:
+            self.out.set_timer("deadline", max(0, self.started_us + self.timing.first_deadline_us - self.out.now))
+        elif not self.state.left:
+            self.out.set_timer("deadline", self.timing.later_deadline_us)
+
+    def _say_again(self) -> None:
+        """What a crash may have cut off between the snapshot and the sending."""
+        state = self.state
+        if state.left:
+            self.out.emit(Forward(self._quits_from(state.attempt)))
+        elif state.quit >= state.attempt:
+            self.out.sign(Quit(state.quit, state.highest))
+        if state.attempt > 0 and not state.left:
+            self.out.sign(Lock(state.attempt, state.highest))
+        if state.final is not None:
+            self.out.sign(Final(state.final))
+        if state.decided is not None:
+            self._hand_on_finals()
+            self.out.emit(Decided(state.decided))
+
+    def _beat(self) -> None:
+        self._asked_for.clear()
+        self.out.set_timer("beat", self.timing.delta_us // 2)
+
+    def _notice_standstill(self) -> None:
+        """A member that was stopped (SIGSTOP, a sleeping machine) has missed Quits as a crashed one has."""
+        due = self.out.due("beat")
+        if due is not None and self.out.now > due + self.timing.delta_us // 2:
+            self._beat()
+            self._count_anew()
+
+    def _count_anew(self) -> None:
+        """Conclude nothing from silence before what others have sent in the meantime can have arrived."""
+        two_delta = 2 * self.timing.delta_us
+        self._distrust(two_delta)
+        if self.state.left:
+            self.out.set_timer("entry", two_delta)
+        elif self.state.attempt > 0:
+            self._settled = False
+            self._may_propose = False
+            self.out.set_timer("propose", two_delta)
+            self.out.cancel("settle")
+
+    def _distrust(self, duration_us: int) -> None:
+        """Neither vote nor become final for a while: Quits and second proposals may be on their way."""
+        self._trusted = False
+        self.out.set_timer("trust", duration_us)
+
+    # --- leaving and entering ---
+
+    def _quit(self) -> None:
+        """Wish to leave: freeze and push the items, tell everybody the highest certificate."""
+        state = self.state
+        if state.left or state.quit >= state.attempt:
+            return
+        state.quit = state.attempt
+        self._freeze()
+        self.out.sign(Quit(state.attempt, state.highest))
+
+    def _freeze(self) -> None:
+        """From now on no value without a certificate may lack what is held now; others are given it to include it."""
+        self.state.freeze()
+        self.out.dirty = True
+        self._push_bodies(self.state.frozen)
+        voted = self.state.values.get(self.me)
+        if voted is not None and self.state.attempt == 0:
+            self.out.emit(PushValue(voted[1]))
+
+    def _push_bodies(self, items: Items) -> None:
+        fresh = self.out.unpushed(set(items) - set(VOID))
+        if fresh:
+            self.out.emit(PushBodies(fresh))
+
+    def _skip_attempt_0(self) -> None:
+        """Where attempt 0 cannot succeed, nobody waits for its deadline once all messages are there."""
+        if self.state.attempt == 0 and not self.electorate.leaderless and self.rules.complete(self.state.held):
+            self._quit()
+
+    def _quits_from(self, attempt: int) -> tuple[bytes, ...]:
+        return tuple(envelope for _, (latest, envelope) in sorted(self.state.quits.items()) if latest >= attempt)
+
+    def _attempt_to_leave(self) -> int:
+        """The latest attempt that b+1 members, so one honest at least, wish to leave; -1 if there is none."""
+        latest = sorted((attempt for attempt, _ in self.state.quits.values()), reverse=True)
+        faulty_max = self.electorate.faulty_max
+        return latest[faulty_max] if len(latest) > faulty_max else -1
+
+    def _leave(self) -> None:
+        state = self.state
+        reached = self._attempt_to_leave()
+        if reached < state.attempt or (reached == state.attempt and state.left):
+            return
+        if state.quit < reached:
+            self._freeze()
+        state.attempt = reached
+        state.left = True
+        self.out.dirty = True
+        self.out.emit(Forward(self._quits_from(reached)))
+        self.out.cancel("deadline", "propose", "settle")
+        self.out.set_timer("entry", 2 * self.timing.delta_us)
+
+    def _enter(self) -> None:
+        """Enter the next attempt, 2 Delta after leaving: every certificate that made a value final has arrived."""
+        state = self.state
+        state.attempt += 1
+        state.left = False
+        state.lock = max(state.rank, state.certified)
+        state.prune()
+        self._own.clear()
+        self._settled = False
+        self._may_propose = False
+        if state.attempt == 1 and not self.electorate.leaderless:
+            self._freeze()  # who left early was pushed what those who were complete held
+        self.out.dirty = True
+        self.out.emit(Entered(state.attempt))
+        self.out.sign(Lock(state.attempt, state.highest))
+        self.out.set_timer("deadline", self.timing.later_deadline_us)
+        self.out.set_timer("propose", 2 * self.timing.delta_us)
+
+    def _answer_conflicts(self) -> None:
+        """Two proposals of one proposer: everybody shall see both, and the attempt is given up."""
+        state = self.state
+        for attempt, suggestions in sorted(state.proposals.items()):
+            if len(suggestions) < 2:
+                continue
+            if attempt not in self._conflicts_handed_on:
+                self._conflicts_handed_on.add(attempt)
+                self.out.emit(Forward(tuple(suggestion.envelope for suggestion in suggestions)))
+            if attempt == state.attempt:
+                self._quit()
+
+    # --- proposing, voting, finality ---
+
+    def _propose(self) -> None:
+        state = self.state
+        if (
+            not self._may_propose
+            or state.left
+            or self.electorate.proposer(state.attempt) != self.me
+            or self.out.gave_out(Proposal, state.attempt)
+            or state.certified > state.rank  # votes certify a value whose items are still on their way
+        ):
+            return
+        items: Items = state.held
+        if state.highest is not None:
+            items = dict(state.highest.items)
+        elif self.rules.void_allowed(state.attempt, state.held):
+            items = VOID
+        elif not self.rules.acceptable(state.held, state.attempt):
+            return
+        self._push_bodies(items)
+        self.out.sign(Proposal(state.attempt, item_pairs(items), state.highest))
+
+    def _vote(self) -> None:
+        state = self.state
+        attempt = state.attempt
+        if state.left or not self._trusted or self.out.gave_out(Vote, attempt) or self._voted(attempt) is not None:
+            return
+        if attempt == 0:
+            if self.electorate.leaderless and self.rules.complete(state.held):
+                digest = self.rules.digest(state.held)
+                state.values[self.me] = (digest, dict(state.held))
+                self.out.sign(Vote(0, digest))
+            return
+        suggestion = self._only_suggestion()
+        if suggestion is not None and self._supports(suggestion.proposal):
+            self.out.emit(Forward((suggestion.envelope,)))
+            self._push_bodies(dict(suggestion.proposal.items))
+            self.out.sign(Vote(attempt, suggestion.digest))
+
+    def _only_suggestion(self) -> Suggestion | None:
+        suggestions = self.state.proposals.get(self.state.attempt, [])
+        return suggestions[0] if len(suggestions) == 1 else None
+
+    def _supports(self, proposal: Proposal) -> bool:
+        """Whether this member may vote for a proposal of its attempt."""
+        state = self.state
+        items = dict(proposal.items)
+        rank = NONE if proposal.certificate is None else proposal.certificate.attempt
+        if rank < state.lock:
+            return False
+        if items == VOID:
+            return rank > NONE or self.rules.void_allowed(state.attempt, state.held)
+        if rank == NONE and any(items.get(key) != body_hash for key, body_hash in state.frozen.items()):
+            return False
+        return self.rules.acceptable(items, state.attempt)
+
+    def _settle(self) -> None:
+        attempt = self.state.attempt
+        waiting = self._settled or self.out.due("settle") is not None
+        if attempt > 0 and not self.state.left and not waiting and self._voted(attempt) is not None:
+            self.out.set_timer("settle", 2 * self.timing.delta_us)
+
+    def _finalise(self) -> None:
+        """Final: the attempt's certificate is held, it is not left, and after attempt 0 nothing else was proposed."""
+        state = self.state
+        highest = state.highest
+        if state.final is not None or state.left or not self._trusted or highest is None:
+            return
+        if highest.attempt != state.attempt:
+            return
+        digest = self.rules.digest(dict(highest.items))
+        if state.attempt > 0:
+            suggestion = self._only_suggestion()
+            if not self._settled or suggestion is None or not suggestion.digest == digest == self._voted(state.attempt):
+                return
+        state.final = digest
+        self.out.dirty = True
+        self.out.sign(Final(digest))
+        if self._undisturbed():
+            self.out.set_timer("hand_on", self.timing.delta_us // 2)
+
+    # --- decision ---
+
+    def _decide(self) -> None:
+        state = self.state
+        digest = self._decided_digest()
+        if state.decided is not None or digest is None:
+            return
+        items = self.known_value(digest)
+        if items is None:
+            self._hand_on_finals()
+            self._ask_for(digest, sorted(state.finals))
+            return
+        state.decided = dict(items)
+        state.final = state.final or digest
+        self.out.dirty = True
+        self.out.cancel()
+        self.out.sign(Final(digest))
+        if self._undisturbed():
+            self.out.set_timer("hand_on", self.timing.delta_us // 2)
+        else:
+            self._hand_on_finals()
+        self.out.emit(Decided(state.decided))
+
+    def _undisturbed(self) -> bool:
+        """Attempt 0, and nobody wishes to leave it: most likely all become final by themselves."""
+        return self.state.attempt == 0 and not self.state.left and not self.state.quits
+
+    def _hand_on_finality(self) -> None:
+        """Spare the bytes if b+1 honest Finals are on their way to everybody; else hand on what makes it final."""
+        state = self.state
+        digest = state.final
+        senders = {sender for sender, (final, _) in state.finals.items() if final == digest}
+        if len(senders) > 2 * self.electorate.faulty_max or senders >= self.electorate.present:
+            return
+        certified = self._certified_digest(0)
+        if state.decided is not None:
+            self._hand_on_finals()
+        elif certified is not None:
+            self._hand_on_votes(0, certified)
+
+    # --- reconnecting ---
+
+    def _resend(self, to: PeerId) -> None:
+        state = self.state
+        envelopes = [envelope for _, (_, envelope) in sorted(state.finals.items())]
+        envelopes += self._quits_from(0)
+        if state.carrier is not None:
+            envelopes.append(state.carrier)
+        for suggestion in state.proposals.get(state.attempt, []):
+            envelopes.append(suggestion.envelope)
+        envelopes += [envelope for _, (_, envelope) in sorted(state.votes.get(state.attempt, {}).items())]
+        envelopes += [envelope for envelope in self._own.values() if envelope not in envelopes]
+        if envelopes:
+            self.out.emit(Forward(tuple(envelopes), to))
+        value = state.decided if state.decided is not None else state.values.get(self.me, (b"", None))[1]
+        if value is not None:
+            self.out.emit(PushValue(value, to))
+        bodies = set(state.held) | set(value or {})
+        if bodies - set(VOID):
+            self.out.emit(PushBodies(tuple(sorted(bodies - set(VOID))), to))
