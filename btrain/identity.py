@@ -29,7 +29,7 @@ SIGNATURE_BYTES = 64
 PEER_ID_CHARACTERS = 52
 
 _KEY_FILE_BYTES_MAX = 4096
-# An Ed25519 key in PKCS #8 (RFC 8410 section 7) is this prefix and the seed: 48 bytes, one line of base64. Read by hand,
+# An Ed25519 key in PKCS #8 (RFC 8410, section 7) is this prefix and the seed, one line of base64. Read by hand,
 # since a damaged key makes general parsers take it for another algorithm and fail in ways they do not document.
 _PKCS8_ED25519 = bytes.fromhex("302e020100300506032b657004220420")
 _PEM = re.compile(

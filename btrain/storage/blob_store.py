@@ -155,6 +155,9 @@ class BlobStore:
     def _pins_path(self) -> Path:
         return self.directory / "pins.json"
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     @property
     def size(self) -> int:
         """Bytes on disk, headers included."""
