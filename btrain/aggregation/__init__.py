@@ -1,7 +1,7 @@
 """Robust averages as pure functions: no I/O, no clock, no randomness of their own.
 
-`reduce_part` and `reduce_with_report` reduce encoded parts to the same bytes on every machine; `aggregate` works on dense
-matrices; `get_rule` knows the rules by name.
+`reduce_part` and `reduce_with_report` reduce encoded parts to the same bytes on every machine; `aggregate` works on
+dense matrices; `get_rule` knows the rules by name.
 """
 
 from __future__ import annotations

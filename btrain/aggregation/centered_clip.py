@@ -1,10 +1,11 @@
 """CenteredClip (Karimireddy, He, Jaggi, ICML 2021), solved to its fixed point on n coefficients.
 
-The fixed point v of sum_i w_i (x_i - v) = 0 with w_i = min(1, tau / |x_i - v|) minimises a sum of Huber losses, which is convex:
-it does not depend on the start, and an aggregator has no freedom in it. Every iterate is a combination of the inputs, so
-distances follow from the Gram matrix and a step costs n^2 instead of n*d. Dividing by the sum of the clip weights (iteratively
-reweighted least squares) instead of by n has the same fixed point and arrives in tens of iterations where the plain step needs
-thousands. The start is the contributor in the middle of the majority: from the mean, a vector of length 1e6 takes 1e6/tau steps.
+The fixed point v of sum_i w_i (x_i - v) = 0 with w_i = min(1, tau / |x_i - v|) minimises a sum of Huber losses, which
+is convex: it does not depend on the start, and an aggregator has no freedom in it. Every iterate is a combination of
+the inputs, so distances follow from the Gram matrix and a step costs n^2 instead of n*d. Dividing by the sum of the
+clip weights (iteratively reweighted least squares) instead of by n has the same fixed point and arrives in tens of
+iterations where the plain step needs thousands. The start is the contributor in the middle of the majority: the plain
+step moves by at most tau, so from the mean a vector of length 1e6 takes 1e6 / tau steps.
 
 Shapes: N contributors.
 """
@@ -56,9 +57,9 @@ def only(member: int, contributors: int) -> F64:
 class CenteredClip(AffineRule):
     """CenteredClip with an automatic radius.
 
-    tau "auto" is c * rho, where rho is the smallest distance within which some contributor sees a majority, itself included.
-    Fewer than half cannot inflate it. They can deflate it to zero by copying one honest vector; the result is then that
-    vector. Two contributors or fewer are averaged: no majority can be told apart.
+    tau "auto" is c * rho, where rho is the smallest distance within which some contributor sees a majority, itself
+    included. Fewer than half cannot inflate it. They can deflate it to zero by copying one honest vector; the result
+    is then that vector. Two contributors or fewer are averaged: no majority can be told apart.
     """
 
     tau: float | Literal["auto"] = "auto"

@@ -1,6 +1,7 @@
 """Coordinate-wise median and trimmed mean: for dense arrays only.
 
-They cost an order of magnitude more than rules on coefficients, and no sketch of theirs can be checked, so the wire has none.
+They cost an order of magnitude more than rules on coefficients, and no sketch of theirs can be checked, so the wire
+has none.
 Shapes: N contributors, D elements, C elements of a chunk.
 """
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from btrain.aggregation.dense import CHUNK_COLUMNS, check_matrix
+from btrain.aggregation.dense import check_matrix, column_chunks
 from btrain.aggregation.errors import NonFiniteInput
 from btrain.aggregation.krum import byzantine_limit
 from btrain.aggregation.rule import Rule
@@ -28,7 +29,7 @@ class CoordinateRule(Rule):
         check_matrix(x_ND)
         average_D = torch.empty(x_ND.shape[1], dtype=x_ND.dtype, device=x_ND.device)
         limit = torch.finfo(x_ND.dtype).max
-        for chunk_NC, out_C in zip(torch.split(x_ND.detach(), CHUNK_COLUMNS, dim=1), torch.split(average_D, CHUNK_COLUMNS), strict=True):
+        for chunk_NC, out_C in column_chunks(x_ND, average_D):
             sorted_NC = chunk_NC.sort(dim=0).values
             if not bool((torch.isfinite(sorted_NC[0]) & torch.isfinite(sorted_NC[-1])).all()):
                 raise NonFiniteInput("an input holds NaN or Inf")

@@ -6,13 +6,14 @@ Shapes: N contributors, D elements.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from btrain.aggregation.errors import BadShape, NonFiniteInput
 from btrain.aggregation.geometry import majority_ball
 from btrain.aggregation.ordered import F64
-from btrain.aggregation.rule import AffineRule
 
 CHUNK_COLUMNS = 1 << 14
 """Elements of each row handled at once: what is copied or converted stays in the cache."""
@@ -30,17 +31,16 @@ def check_matrix(x_ND: torch.Tensor) -> None:
         raise BadShape(f"expected floating-point [contributors, elements], not {x_ND.dtype} {tuple(x_ND.shape)}")
 
 
-def combine(x_ND: torch.Tensor, rule: AffineRule) -> torch.Tensor:
-    """Apply an affine rule to the rows of `x_ND`: [D], same dtype and device. Raises BadShape, NonFiniteInput."""
-    check_matrix(x_ND)
-    return _weighted_rows(x_ND, rule.coefficients(dense_gram(x_ND)))
+def column_chunks(x_ND: torch.Tensor, out_D: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Views of at most CHUNK_COLUMNS columns of `x_ND` and of `out_D`, in step."""
+    return zip(torch.split(x_ND.detach(), CHUNK_COLUMNS, dim=1), torch.split(out_D, CHUNK_COLUMNS), strict=True)
 
 
 def dense_gram(x_ND: torch.Tensor) -> F64:
     """All inner products, float64 [N, N].
 
-    A float32 product is tried first; where it overflows, or where contributors are so close that their distances cancel in
-    float32, it is done again in float64. Raises NonFiniteInput.
+    A float32 product is tried first; where it overflows, or where contributors are so close that their distances
+    cancel in float32, it is done again in float64. Raises NonFiniteInput.
     """
     if x_ND.dtype is not torch.float64:
         gram_NN = _gram(x_ND, torch.float32)
@@ -63,8 +63,8 @@ def _gram(x_ND: torch.Tensor, dtype: torch.dtype) -> F64:
     return np.tril(gram_NN) + np.tril(gram_NN, -1).T
 
 
-def _weighted_rows(x_ND: torch.Tensor, coefficients_N: F64) -> torch.Tensor:
-    """`coefficients @ x`, finite for finite rows: what rounding carries past the dtype's largest number is cut to it."""
+def weighted_rows(x_ND: torch.Tensor, coefficients_N: F64) -> torch.Tensor:
+    """`coefficients @ x`: finite, as what rounding carries past the dtype's largest number is cut to it."""
     x_ND = x_ND.detach()
     coefficients = torch.from_numpy(coefficients_N).to(x_ND.device)
     used_N = coefficients_N[coefficients_N > 0]
@@ -74,6 +74,6 @@ def _weighted_rows(x_ND: torch.Tensor, coefficients_N: F64) -> torch.Tensor:
             return average_D
     limit = torch.finfo(x_ND.dtype).max
     average_D = torch.empty(x_ND.shape[1], dtype=x_ND.dtype, device=x_ND.device)
-    for chunk_NC, out_C in zip(torch.split(x_ND, CHUNK_COLUMNS, dim=1), torch.split(average_D, CHUNK_COLUMNS), strict=True):
+    for chunk_NC, out_C in column_chunks(x_ND, average_D):
         out_C.copy_((coefficients @ chunk_NC.double()).clamp_(-limit, limit))
     return average_D

@@ -1,7 +1,7 @@
 """The geometric median (Weiszfeld; smoothed as in Pillutla, Kakade, Harchaoui, IEEE TSP 2022) on n coefficients.
 
-It is CenteredClip's limit for a radius of zero, so it is computed as CenteredClip with a small one: the smoothing that keeps
-Weiszfeld's division from zero is a Huber radius.
+It is CenteredClip's limit for a radius of zero, so it is computed as CenteredClip with a small one: the smoothing that
+keeps Weiszfeld's division from zero is a Huber radius.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def byzantine_limit(byzantine_max: int | None, contributors: int) -> int:
     if byzantine_max is None:
         return largest
     if not 0 <= byzantine_max <= largest:
-        raise BadRuleOption(f"byzantine_max must lie in 0..{largest} for {contributors} contributors, not {byzantine_max}")
+        raise BadRuleOption(f"byzantine_max: 0 to {largest} for {contributors} contributors, not {byzantine_max}")
     return byzantine_max
 
 

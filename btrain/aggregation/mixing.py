@@ -1,7 +1,7 @@
 """Steps before a rule: each contributor is replaced by an average of some, then the rule runs on those.
 
-Both stay in coefficient space: a mixing matrix M [K, N] turns the Gram matrix into M G M^T and the rule's K coefficients
-back into N by M^T.
+Both stay in coefficient space: a mixing matrix M [K, N] turns the Gram matrix into M G M^T and the rule's K
+coefficients back into N by M^T.
 Shapes: N contributors, K mixed vectors.
 """
 
@@ -35,7 +35,7 @@ class Mixing(AffineRule):
         mixing_KN, mixed_weights_K = self.mixture(gram_NN, weights_N)
         mixed_KK = ordered_product(ordered_product(mixing_KN, gram_NN), np.ascontiguousarray(mixing_KN.T))
         inner = self.then.solve(mixed_KK, mixed_weights_K)
-        return Solution(ordered_rows(inner.coefficients_N, mixing_KN), inner.tau, inner.clipped_share)
+        return Solution(ordered_rows(inner.coefficients, mixing_KN), inner.tau, inner.clipped_share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ class NearestNeighborMixing(Mixing):
 class Bucketing(Mixing):
     """Means of random buckets (Karimireddy, He, Jaggi, ICLR 2022).
 
-    The order is drawn from SHA-256(seed, index): rules have no randomness of their own, the caller brings one that nobody
-    could foresee. b attackers spoil up to b of the n / bucket_size buckets, so this withstands fewer.
+    The order is drawn from SHA-256(seed, index): rules have no randomness of their own, the caller brings one that
+    nobody could foresee. b attackers spoil up to b of the n / bucket_size buckets, so this withstands fewer.
     """
 
     bucket_size: int = 2

@@ -1,8 +1,8 @@
 """Sums of float64 in one order, so that every machine gets the same bits.
 
-`numpy.sum`, `dot` and `@` choose their order of addition by the SIMD width and the BLAS at hand. Element-wise multiplication,
-addition, division and square root are single IEEE operations and equal everywhere; so everything here is made of those alone,
-added as a fixed binary tree over axis 0.
+`numpy.sum`, `dot` and `@` choose their order of addition by the SIMD width and the BLAS at hand. Element-wise
+multiplication, addition, division and square root are single IEEE operations and equal everywhere; so everything here
+is made of those alone, added as a fixed binary tree over axis 0.
 
 Shapes: N contributors.
 """

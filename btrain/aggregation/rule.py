@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from btrain.aggregation.dense import check_matrix, dense_gram, weighted_rows
 from btrain.aggregation.errors import BadRuleOption, BadShape, BadWeights, NonFiniteInput, NotConvex
 from btrain.aggregation.ordered import F64, ordered_sum
 
@@ -21,7 +22,7 @@ from btrain.aggregation.ordered import F64, ordered_sum
 class Solution:
     """Coefficients of a convex combination, in the order of the contributors, and how they came about."""
 
-    coefficients_N: F64
+    coefficients: F64
     tau: float | None = None
     """The clipping radius, for rules that have one."""
     clipped_share: float = 0.0
@@ -43,8 +44,8 @@ class Rule(ABC):
 class AffineRule(Rule):
     """A rule whose result is a convex combination that follows from the inner products alone.
 
-    Subclasses implement `solve`. `max_weight` bounds what one contributor may count for (1 = everybody equally at most); the
-    tolerated coalition is then the one that holds less than half of the bounded weight.
+    Subclasses implement `solve`. `max_weight` bounds what one contributor may count for (1 = everybody equally at
+    most); the tolerated coalition is then the one that holds less than half of the bounded weight.
     """
 
     max_weight: float = 1.0
@@ -59,12 +60,12 @@ class AffineRule(Rule):
 
     def coefficients(self, gram_NN: F64, weights: Sequence[float] | None = None) -> F64:
         """float64 [N], not negative, summing to one; the same bits on every machine. See `solution`."""
-        return self.solution(gram_NN, weights).coefficients_N
+        return self.solution(gram_NN, weights).coefficients
 
     def solution(self, gram_NN: F64, weights: Sequence[float] | None = None) -> Solution:
         """Check the inputs, solve, check the output.
 
-        gram_NN: float64 [N, N], N >= 1. weights: one positive number each, cut at `max_weight`; None counts all equally.
+        gram_NN: float64 [N, N], N >= 1. weights: one positive number each, cut at `max_weight`; None: all equal.
         Raises BadShape, NonFiniteInput, BadWeights, NotConvex.
         """
         gram_NN = np.asarray(gram_NN, dtype=np.float64)
@@ -73,13 +74,12 @@ class AffineRule(Rule):
         if not np.isfinite(gram_NN).all():
             raise NonFiniteInput("the inner products are not finite: an input holds NaN, Inf or squares beyond float64")
         solution = self.solve(gram_NN, self._bounded(weights, len(gram_NN)))
-        _check_convex(solution.coefficients_N, len(gram_NN))
+        _check_convex(solution.coefficients, len(gram_NN))
         return solution
 
     def aggregate(self, x_ND: torch.Tensor) -> torch.Tensor:
-        from btrain.aggregation.dense import combine  # the dense path builds on this class
-
-        return combine(x_ND, self)
+        check_matrix(x_ND)
+        return weighted_rows(x_ND, self.coefficients(dense_gram(x_ND)))
 
     def _bounded(self, weights: Sequence[float] | None, contributors: int) -> F64:
         if weights is None:

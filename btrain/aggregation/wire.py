@@ -5,7 +5,7 @@ Shapes: N contributors, B blocks, K = 1024 codes a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from btrain.kernels import QuantizedBlocks, block_gram, quantize_blockwise, weig
 DEFAULT_RULE = CenteredClip()
 
 CHUNK_BLOCKS = 64
-"""Blocks handled at once. The Gram matrix is added chunk by chunk, so this number is part of what fixes the bits."""
+"""Blocks of the result summed and encoded at once; blocks are independent, so this changes no bit."""
 
 CODEC_MAX = float(np.uint32(0x7EFFFFFF).view(np.float32))
 """The largest float32 below 2^127, the largest magnitude that the codec encodes."""
@@ -51,8 +51,8 @@ def reduce_with_report(
 ) -> Reduction:
     """Reduce one part and say by which coefficients.
 
-    parts: by member id, all of one length; the order of the mapping does not matter. weights: by member id, fixed by the ledger
-    and never by the member, cut at the rule's `max_weight`.
+    parts: by member id, all of one length; the order of the mapping does not matter. weights: by member id, fixed by
+    the ledger and never by the member, cut at the rule's `max_weight`.
     Raises PartMismatch, NonFiniteInput (a scale that no decoder would have let in), NotOnTheWire, BadWeights.
     """
     if not isinstance(rule, AffineRule):
@@ -60,14 +60,12 @@ def reduce_with_report(
     members = tuple(sorted(parts))
     inputs = [parts[member] for member in members]
     numel = _common_numel(parts, members)
-    gram_NN = np.zeros((len(inputs), len(inputs)))
-    for codes_NBK, scales_NB in _chunks(inputs):
-        gram_NN += block_gram(codes_NBK, scales_NB).numpy()
+    gram_NN = block_gram([q.codes for q in inputs], [q.scales for q in inputs]).cpu().numpy()
     solution = rule.solution(gram_NN, _ordered_weights(weights, members))
     return Reduction(
-        blocks=_combine(inputs, solution.coefficients_N, numel),
+        blocks=_combine(inputs, solution.coefficients, numel),
         members=members,
-        coefficients=tuple(solution.coefficients_N.tolist()),
+        coefficients=tuple(solution.coefficients.tolist()),
         tau=solution.tau,
         clipped_share=solution.clipped_share,
     )
@@ -95,27 +93,19 @@ def _ordered_weights(weights: Mapping[bytes, float] | None, members: tuple[bytes
     return [weights[member] for member in members]
 
 
-def _chunks(inputs: list[QuantizedBlocks]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(codes int8 [N, B', K], scales float32 [N, B']) of at most CHUNK_BLOCKS blocks each, in order."""
-    for begin in range(0, len(inputs[0].scales), CHUNK_BLOCKS):
-        end = begin + CHUNK_BLOCKS
-        yield torch.stack([q.codes[begin:end] for q in inputs]), torch.stack([q.scales[begin:end] for q in inputs])
-
-
 def _combine(inputs: list[QuantizedBlocks], coefficients_N: F64, numel: int) -> QuantizedBlocks:
     """Weighted sum, encoded again, chunk by chunk, so that no float32 copy of the part ever exists.
 
-    A convex combination of decoded values is at most their largest magnitude, but for rounding: 127 * (2^127 / 127) and N
-    roundings can end a few ulp above what the codec encodes. Those few ulp are cut.
+    A convex combination of decoded values is at most their largest magnitude, but for rounding: scales of 2^127 / 127
+    and N roundings can end a few ulp above what the codec encodes. Those few ulp are cut; float32 itself ends a factor
+    of two higher, so the sum cannot overflow before.
     """
     codes_BK = torch.empty_like(inputs[0].codes)
     scales_B = torch.empty_like(inputs[0].scales)
     coefficients = torch.from_numpy(coefficients_N)
-    begin = 0
-    for codes_NBK, scales_NB in _chunks(inputs):
-        average = weighted_sum(codes_NBK, scales_NB, coefficients).clamp_(-CODEC_MAX, CODEC_MAX)
-        encoded = quantize_blockwise(average)
-        end = begin + len(encoded.scales)
-        codes_BK[begin:end], scales_B[begin:end] = encoded.codes, encoded.scales
-        begin = end
+    for begin in range(0, len(scales_B), CHUNK_BLOCKS):
+        rows = slice(begin, begin + CHUNK_BLOCKS)
+        average = weighted_sum([q.codes[rows] for q in inputs], [q.scales[rows] for q in inputs], coefficients)
+        encoded = quantize_blockwise(average.clamp_(-CODEC_MAX, CODEC_MAX))
+        codes_BK[rows], scales_B[rows] = encoded.codes, encoded.scales
     return QuantizedBlocks(codes_BK, scales_B, numel)
