@@ -13,13 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from btrain.p2p.handler import Handler
     from btrain.p2p.limits import Limits, Traffic
-    from btrain.p2p.network import Handler, Network, open_network
+    from btrain.p2p.network import Network, open_network
 
 __all__ = ["Handler", "Limits", "Network", "Traffic", "open_network"]
 
 
-_HOME = {"Limits": "limits", "Traffic": "limits"}
+_HOME = {"Handler": "handler", "Limits": "limits", "Traffic": "limits"}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,6 @@ THREAD_NAME = "btrain bulk connection"
 
 _TURN_BYTES = 1024 * KIB  # how much is read or written before the other direction has its turn
 _RETRY_S = 0.02  # how often reading is tried again while the budget is used up
-_LEFT = "the peer left"
 
 
 async def tls_handshake(sock: socket.socket, context: ssl.SSLContext, server_side: bool) -> ssl.SSLSocket:
@@ -100,12 +99,12 @@ class BulkConnection:
         self._finishing = True
         self.wake()
 
-    def run(self) -> str:
-        """Serve until closed; returns the reason. Raises LinkLost or PeerViolation."""
+    def run(self) -> None:
+        """Serve until closed by `close`, or in order by either side; raises LinkLost or PeerViolation."""
         thread = threading.current_thread()
         borrowed, thread.name = thread.name, THREAD_NAME
         try:
-            return self._serve()
+            self._serve()
         except ssl.SSLError as error:
             raise LinkLost(f"the bulk connection failed: {error.reason or error}") from None
         except OSError as error:
@@ -117,7 +116,7 @@ class BulkConnection:
             for end in self._wakers:
                 end.close()
 
-    def _serve(self) -> str:
+    def _serve(self) -> None:
         clock = _Progress(self._limits, time.monotonic())
         while not self._closing:
             written, write_wants = self._write()
@@ -128,7 +127,7 @@ class BulkConnection:
                 self._sender.answer_bye()
                 continue
             if (self._sender.bye_answered or self._receiver.bye_acknowledged) and not self._sender.busy:
-                return _LEFT if self._sender.bye_answered else "closed"
+                return
             if self._finishing and not self._sender.busy and not self._sender.bye_sent:
                 self._sender.say_bye()
                 continue
@@ -137,7 +136,6 @@ class BulkConnection:
             if written or (read and not self._receiver.blocked):
                 continue
             self._wait(read_wants | write_wants)
-        return "closed"
 
     def _write(self) -> tuple[int, int]:
         """Write up to a turn; bytes written and what poll() should wait for."""
@@ -156,7 +154,7 @@ class BulkConnection:
     def _read(self) -> tuple[int, int]:
         """Read up to a turn; bytes read and what poll() should wait for."""
         total = 0
-        while total < _TURN_BYTES and not self._receiver.blocked_now():
+        while total < _TURN_BYTES and not self._receiver.blocked_now() and not self._receiver.heard_bye:
             try:
                 received = self._tls.recv_into(self._receiver.target)
             except ssl.SSLWantReadError:

@@ -115,11 +115,13 @@ class BulkPlane:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_close_when_cancelled, connection)
-                reason = await trio.to_thread.run_sync(_result_of, connection.run, limiter=self._threads)
+                error = await trio.to_thread.run_sync(_error_of, connection.run, limiter=self._threads)
                 nursery.cancel_scope.cancel()
         finally:
             link.bulk_ended.set()
-        raise reason
+        if error is None:  # a farewell: what else was sent on the control stream is still to arrive
+            await trio.sleep(self._limits.close_s)
+        raise error or LinkLost("the bulk connection was closed")
 
     def _delivered(self, link: Link, connection: BulkConnection, blob_hash: bytes, data: bytes) -> None:
         try:
@@ -129,11 +131,12 @@ class BulkPlane:
             connection.handled(len(data))
 
 
-def _result_of(run: Callable[[], str]) -> NetworkError:
+def _error_of(run: Callable[[], None]) -> NetworkError | None:
     try:
-        return LinkLost(run())
+        run()
     except (LinkLost, PeerViolation) as error:
         return error
+    return None
 
 
 async def _close_when_cancelled(connection: BulkConnection) -> None:

@@ -59,6 +59,7 @@ class TcpStream:
     def __init__(self, stream: trio.SocketStream, traffic: Traffic) -> None:
         self._stream = stream
         self._received = b""
+        self._offset = 0
         self.traffic = traffic
         self.admit: Callable[[], None] = self._admit_handshake
         peername = stream.socket.getpeername()
@@ -70,14 +71,17 @@ class TcpStream:
 
     async def read(self, n: int | None = None) -> bytes:
         """Up to n bytes; empty at the end. The library reads in bits of 2 and 12 bytes, hence the buffer."""
-        if not self._received:
+        if self._offset == len(self._received):
             try:
                 self._received = await self._stream.receive_some(_READ_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return b""
+            self._offset = 0
             self.traffic.control_received += len(self._received)
             self.admit()
-        data, self._received = (self._received, b"") if n is None else (self._received[:n], self._received[n:])
+        end = len(self._received) if n is None else min(self._offset + n, len(self._received))
+        data = self._received[self._offset : end]
+        self._offset = end
         return data
 
     async def write(self, data: bytes) -> None:
@@ -128,9 +132,10 @@ class Channel:
         except BtrainError:
             raise
         except Exception as error:  # noqa: BLE001 - the library has no common base for what reading raises
-            raise self._violation or LinkLost(_said(error)) from None
+            logger.debug("reading ended by %s", _said(error))
+            raise self._violation or LinkLost("the connection was closed") from None
         if not data:
-            raise LinkLost("the peer closed the connection")
+            raise LinkLost("the connection was closed")
         return data
 
     async def write(self, data: bytes) -> None:
@@ -140,7 +145,8 @@ class Channel:
         except BtrainError:
             raise
         except Exception as error:  # noqa: BLE001 - as above
-            raise LinkLost(_said(error)) from None
+            logger.debug("writing ended by %s", _said(error))
+            raise LinkLost("the connection was closed") from None
 
     def close(self) -> None:
         """Close at once and end the tasks underneath."""

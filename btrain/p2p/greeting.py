@@ -7,7 +7,7 @@ for the listener only when the dialler has confirmed it, so none is in use on on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 import trio
@@ -48,7 +48,7 @@ class Crossed(NetworkError):
 class Greeter:
     """Greets for one identity.
 
-    `objection(peer)` says why a peer is not let in, `linked(peer)` whether it is already.
+    `objection(peer)` says why a peer is not let in; `links` contains who is linked already.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Greeter:
         run_tag: bytes,
         hello: Callable[[], Hello],
         objection: Callable[[bytes], str | None],
-        linked: Callable[[bytes], bool],
+        links: Container[bytes],
     ) -> None:
         self._identity = identity
         self._run_tag = run_tag
         self._hello = hello
         self._objection = objection
-        self._linked = linked
+        self._links = links
         self._dialling: set[bytes] = set()  # authenticated, own Hello sent or about to be
         self._consented: set[bytes] = set()  # waiting for the dialler's Confirm
 
@@ -113,7 +113,7 @@ class Greeter:
         return Greeted(channel, parser, hello)
 
     def _gives_way(self, peer: bytes) -> bool:
-        return self._linked(peer) or (peer in self._consented and self._identity > peer)
+        return peer in self._links or (peer in self._consented and self._identity > peer)
 
     def _check(self, peer: bytes, kind: Kind, payload: bytes) -> Hello:
         if kind != Kind.HELLO:

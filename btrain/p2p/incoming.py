@@ -38,6 +38,11 @@ class Receiver:
         self.bye_acknowledged = False
 
     @property
+    def heard_bye(self) -> bool:
+        """Whether nothing of interest follows."""
+        return self.bye_received or self.bye_acknowledged
+
+    @property
     def waits_for_peer(self) -> bool:
         """Whether the peer owes the rest of a frame or a blob."""
         return not self.blocked and (not self._in_header or len(self.target) < HEADER.size or bool(self._blob_hash))

@@ -18,7 +18,7 @@ class Limits:
     control_message_bytes_max: int = 64 * KIB
     messages_per_s_max: float = 2000.0
     stranger_message_bytes_max: int = 16 * KIB
-    stranger_messages_per_s_max: float = 20.0
+    stranger_messages_per_s_max: float = 50.0
     burst_s: float = 2.0  # a peer that was quiet may send this many seconds' worth of messages at once
     flood_s: float = 3.0  # a peer that has been slowed down for this long is dropped
     queue_messages_max: int = 16 * KIB
@@ -36,6 +36,7 @@ class Limits:
 
     # Connections.
     strangers_max: int = 64
+    stranger_s: float = 10.0  # how long a stranger may stay when others wait for its place
     connections_max: int = 256
     handshakes_max: int = 64
     handshake_s: float = 5.0

@@ -66,7 +66,7 @@ class Link:
         self._queue_bytes = 0
         self._filled = trio.Event()
         now = trio.current_time()
-        self._heard = self._spoke = now
+        self.since = self._heard = self._spoke = now
         self._slow_since: float | None = None
         self._rate = Rate(0.0, 0.0, now)
         self.set_member(False)
