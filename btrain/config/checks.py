@@ -52,16 +52,14 @@ def _task(config: Fields) -> Iterator[Problem]:
     model, data = config.model, config.data
     if isinstance(model, Gpt) and model.width % model.heads:
         yield ("model", "heads"), f"expected a divisor of model.width, which is {model.width}, got {model.heads}"
-    if model is None or data is None or isinstance(model, ModelEntryPoint):
-        if isinstance(data, Sequences) and data.context is None and isinstance(model, ModelEntryPoint):
-            yield ("data",), "context is missing: the length of a sample, which this model does not name"
+    if model is None or data is None or isinstance(model, ModelEntryPoint) or isinstance(data, DataEntryPoint):
         return
     if isinstance(model, Gpt) and isinstance(data, BuiltinData):
-        yield ("data", "builtin"), f"{data.builtin} holds images, the model gpt reads text or tokens"
-    elif isinstance(model, Gpt) and isinstance(data, Sequences) and (data.context or 0) > model.context:
-        yield ("data", "context"), f"expected at most model.context, which is {model.context}, got {data.context}"
-    elif not isinstance(model, Gpt) and not isinstance(data, (BuiltinData, DataEntryPoint)):
-        yield ("data",), f"text and tokens, but the model {model.builtin} reads images"
+        yield ("data", "builtin"), f"{data.builtin} holds images, but the model gpt reads text or tokens"
+    elif isinstance(model, Gpt) and isinstance(data, Sequences) and data.context not in {None, model.context}:
+        yield ("data", "context"), f"expected nothing or model.context, which is {model.context}, got {data.context}"
+    elif not isinstance(model, Gpt) and isinstance(data, Sequences):
+        yield ("data",), f"holds text or tokens, but the model {model.builtin} reads images"
 
 
 def _optimizer(config: Fields) -> Iterator[Problem]:

@@ -159,8 +159,7 @@ class _Builder:
                 line = event.start_mark.line + 1
                 self._take(event, line)
         except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            raise self._error(mark.line + 1 if mark else line, f"not YAML: {error.problem or error.context}") from None
+            raise self._not_yaml(error, line) from None
         except (YAMLError, ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
             # The parser lets exceptions of its own code out for some malformed texts, such as an escape beyond Unicode.
             raise self._error(line, f"not YAML: {' '.join(str(error).split())[:200]}") from None
@@ -168,6 +167,14 @@ class _Builder:
 
     def _error(self, line: int, message: str) -> ConfigError:
         return ConfigError(f"{self._place(line)}: {message}")
+
+    def _not_yaml(self, error: MarkedYAMLError, line: int) -> ConfigError:
+        """An open quote or bracket is noticed lines later; the error names the line that it stands in."""
+        found_line = error.problem_mark.line + 1 if error.problem_mark else line
+        message = f"not YAML: {error.problem or error.context}"
+        if error.context_mark and error.context_mark.line + 1 < found_line and _opens(error.context or ""):
+            return self._error(error.context_mark.line + 1, f"{message} in line {found_line}, {error.context}")
+        return self._error(found_line, message)
 
     def _place(self, line: int) -> str:
         return f"{self.name}:{line}" if self.numbered else self.name
@@ -278,3 +285,7 @@ class _Builder:
         if not math.isfinite(number):
             raise self._error(line, f"expected a finite number, got {text}")
         return number
+
+
+def _opens(context: str) -> bool:
+    return "flow" in context or "quoted" in context

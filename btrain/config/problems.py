@@ -119,8 +119,10 @@ def _wrong_choice(location: tuple[str | int, ...], document: Document) -> tuple[
         return (*path, present[0]), _not_one_of(value[present[0]], names)
     if present:
         return path, f"expected only {listed}, got {_listed(present)}"
-    close = [suggestion for key in value if (suggestion := _nearest(key, choice.selectors))]
-    return path, f"expected {listed}, got {_listed([*value] or ['nothing'])}{close[0] if close else ''}"
+    for key in value:
+        if suggestion := _nearest(key, choice.selectors):
+            return (*path, key), f"unknown key{suggestion}"
+    return path, f"expected {listed}, got {_listed([*value] or ['nothing'])}"
 
 
 def _walk(

@@ -47,6 +47,22 @@ class RunConfig(Fields):
         """The largest `group.byzantine_max` that the founders' number allows."""
         return byzantine_limit(self.group.start_when, self.validators)
 
+    def model_options(self) -> dict[str, Any]:
+        """The `model` section as plain data: {builtin: gpt, layers: 2, ...}; raises ConfigError if there is none."""
+        self.require("model")
+        return {} if self.model is None else self.model.model_dump(exclude_none=True)
+
+    def data_options(self) -> dict[str, Any]:
+        """What `btrain.data.open_source` takes: the `data` section, with `local.data_path` in place of its own path."""
+        self.require("data")
+        if self.data is None:
+            return {}
+        options = self.data.model_dump(exclude={"fingerprint"}, exclude_none=True)
+        if self.local.data_path is not None:
+            key = next((key for key in ("text", "tokens") if key in options), "path")
+            options[key] = str(self.local.data_path)
+        return options
+
     def contract(self) -> dict[str, Any]:
         """What all peers agree on, as plain data: no `local`, nothing unset, durations as text, members sorted."""
         contract = _given(self.model_dump(mode="json", by_alias=True, exclude={"local"}))

@@ -115,7 +115,7 @@ class BuiltinData(DataSection):
 
 class Sequences(DataSection):
     context: Width | None = None
-    """Tokens of one sample; None: the model's own `context`."""
+    """Tokens of one sample; None: the model's own `context`, or 32."""
 
 
 class StandardLibraryText(Sequences):
@@ -123,14 +123,18 @@ class StandardLibraryText(Sequences):
 
 
 class TextData(Sequences):
+    """A file read byte by byte; `eval` is another one to evaluate on, in place of the first one's end."""
+
     text: FileName
+    eval: FileName | None = None
 
 
 class TokenData(Sequences):
     """A file of little-endian uint16 tokens."""
 
     tokens: FileName
-    vocabulary: Annotated[int, Field(ge=2, le=65_536)]
+    eval: FileName | None = None
+    vocabulary: Annotated[int, Field(ge=2, le=65_536)] | None = None
 
 
 class DataEntryPoint(DataSection):

@@ -135,7 +135,7 @@ EntryPoint = Annotated[
 ]
 Device = Annotated[str, PlainValidator(_matching(r"auto|cpu|mps|cuda(:\d{1,3})?", "auto, cpu, mps, cuda or cuda:0"))]
 HostPort = Annotated[str, PlainValidator(_matching(r"[\w.\-\[\]:]{1,255}:\d{1,5}", "HOST:PORT such as 127.0.0.1:9464"))]
-Fingerprint = Annotated[str, PlainValidator(_matching(r"sha256:[0-9a-f]{64}", "sha256: and 64 hexadecimal digits"))]
+Fingerprint = Annotated[str, PlainValidator(_matching(r"[0-9a-f]{64}", "64 hexadecimal digits"))]
 FileName = Annotated[str, PlainValidator(_matching(r"[^\0\n]{1,1024}", "a path"))]
 ListenAddress = Annotated[str, PlainValidator(lambda value: _address(value, with_peer=False))]
 PeerAddress = Annotated[str, PlainValidator(lambda value: _address(value, with_peer=True))]
