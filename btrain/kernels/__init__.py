@@ -1,7 +1,7 @@
-"""The 8-bit block codec `i8-absmax-1024-v1`, exact Gram matrices and weighted sums of encoded vectors."""
+"""The 8-bit block codec `i8-absmax-1024-v1`; exact Gram matrices, weighted sums and sketches of encoded vectors."""
 
 from btrain.kernels.blocks import BLOCK, FORMAT, QuantizedBlocks, block_count, encoded_bytes
-from btrain.kernels.codec import block_gram, dequantize_blockwise, quantize_blockwise, weighted_sum
+from btrain.kernels.codec import block_gram, dequantize_blockwise, quantize_blockwise, sketch, weighted_sum
 from btrain.kernels.errors import BackendUnavailable, IllegalEncoding, KernelUsageError, NonFiniteInput
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "dequantize_blockwise",
     "encoded_bytes",
     "quantize_blockwise",
+    "sketch",
     "weighted_sum",
 ]

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,7 +25,9 @@ ABSMAX_MIN = 2.0**-110
 ABSMAX_LIMIT = 2.0**127
 """Blocks whose largest magnitude reaches this are refused: one decoded code could be Inf."""
 SCALE_MIN = 2.0**-126
-SCALE_MAX = float(np.float32(2.0**127) / np.float32(127))
+SCALE_MIN_BITS = 0x00800000
+SCALE_MAX_BITS = int((np.float32(2.0**127) / np.float32(127)).view(np.uint32))
+"""Bits of 2^127/127: the largest legal scale; positive floats order like their bits."""
 
 
 def block_count(numel: int) -> int:
@@ -90,28 +93,30 @@ class QuantizedBlocks:
         """Raise the IllegalEncoding of the first rule that the values break; an honest encoding passes."""
         if self.numel == 0:
             return
-        codes, scales = self.codes, self.scales
-        low, high = code_extremes(codes)
-        magnitude = torch.maximum(high, low.neg())
-        zero = scales == 0
-        _refuse(errors.NonFiniteScale, ~torch.isfinite(scales))
-        _refuse(errors.NegativeScale, scales < 0)
-        _refuse(errors.NegativeZeroScale, zero & torch.signbit(scales))
-        _refuse(errors.SubnormalScale, (scales.view(torch.int32) != 0) & (scales < SCALE_MIN))
-        _refuse(errors.ScaleTooLarge, scales > SCALE_MAX)
-        _refuse(errors.CodeMinus128, low == -128)
-        _refuse(errors.NonzeroCodesUnderZeroScale, zero & (magnitude != 0))
-        _refuse(errors.BlockWithoutExtreme, ~zero & (magnitude != 127))
-        if bool(codes.view(-1)[self.numel :].any()):
+        codes = self.codes.detach().cpu().numpy()
+        bits = self.scales.detach().cpu().contiguous().numpy().view(np.uint32)
+        low = codes.min(axis=1).astype(np.int16)
+        magnitude = np.maximum(codes.max(axis=1), -low)
+        zero, normal = bits == 0, (bits >= SCALE_MIN_BITS) & (bits <= SCALE_MAX_BITS)
+        if not np.all((zero & (magnitude == 0)) | (normal & (magnitude == 127) & (low >= -127))):
+            _name_fault(bits, low, magnitude)
+        if codes.reshape(-1)[self.numel :].any():
             raise errors.NonzeroPadding(block=codes.shape[0] - 1)
 
 
-def code_extremes(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest code of each block: codes int8 [B, K] to two int16 [B]."""
-    return codes.amin(1).to(torch.int16), codes.amax(1).to(torch.int16)
-
-
-def _refuse(error: type[errors.IllegalEncoding], broken: Tensor) -> None:
-    """Raise `error` for the first block whose flag is set; broken bool [B]."""
-    if bool(broken.any()):
-        raise error(block=int(broken.nonzero()[0, 0]))
+def _name_fault(bits: npt.NDArray[np.uint32], low: npt.NDArray[np.int16], magnitude: npt.NDArray[np.int16]) -> None:
+    """Raise the error of the first rule that some block breaks; each [B]: the scale's bits, least code, largest |code|."""
+    exponent, negative, zero = bits >> 23 & 0xFF, bits >> 31 == 1, bits == 0
+    rules = (
+        (errors.NonFiniteScale, exponent == 0xFF),
+        (errors.NegativeZeroScale, bits == 1 << 31),
+        (errors.NegativeScale, negative),
+        (errors.SubnormalScale, ~zero & (exponent == 0)),
+        (errors.ScaleTooLarge, bits > SCALE_MAX_BITS),
+        (errors.CodeMinus128, low == -128),
+        (errors.NonzeroCodesUnderZeroScale, zero & (magnitude != 0)),
+        (errors.BlockWithoutExtreme, ~zero & (magnitude != 127)),
+    )
+    for error, broken in rules:
+        if broken.any():
+            raise error(block=int(np.argmax(broken)))

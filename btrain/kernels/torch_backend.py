@@ -6,17 +6,25 @@ order, never by a library reduction whose order depends on vector width or threa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from btrain.kernels.backend import SketchSeed
 from btrain.kernels.blocks import ABSMAX_LIMIT, ABSMAX_MIN, BLOCK
+from btrain.kernels.philox import philox_words
 
 QUANTIZE_CHUNK_BLOCKS = 512
 """Blocks per torch call: 2 MiB of fp32, large against the cost of a call and small against the cache."""
+STOCHASTIC_CHUNK_BLOCKS = 32
 DEQUANTIZE_CHUNK_BLOCKS = 64
+SKETCH_CHUNK_BLOCKS = 64
 SUM_GROUP = 16
-"""Sums over blocks: groups of 16 consecutive blocks by halving, then the groups one after the other."""
 SCRATCH_BYTES = 1 << 20
+BUCKETS = 64
+ROWS = BLOCK // BUCKETS
+NORMAL_MIN = 2.0**-126
 
 
 class TorchBackend:
@@ -24,72 +32,119 @@ class TorchBackend:
 
     name = "torch"
 
-    def quantize(self, x: Tensor, codes: Tensor, scales: Tensor, seed: int | None) -> None:
-        """Encode x [numel] (fp32, bf16, fp16) into codes [B, K], scales [B]; a refused block gets scale NaN."""
+    def quantize(self, x: Tensor, codes: Tensor, scales: Tensor, seed: int | None) -> int:
+        """See Backend.quantize."""
         whole = x.numel() // BLOCK
-        rows_x, step = x[: whole * BLOCK].view(whole, BLOCK), QUANTIZE_CHUNK_BLOCKS
+        step = QUANTIZE_CHUNK_BLOCKS if seed is None else STOCHASTIC_CHUNK_BLOCKS
+        x_BK = x[: whole * BLOCK].view(whole, BLOCK)
         scratch = torch.empty((min(whole, step), BLOCK), dtype=torch.float32, device=x.device)
         for start in range(0, whole, step):
             rows = slice(start, min(start + step, whole))
-            _quantize_rows(rows_x[rows], codes[rows], scales[rows], scratch[: rows.stop - start], start, seed)
+            _quantize_rows(x_BK[rows], codes[rows], scales[rows], scratch[: rows.stop - start], start, seed)
         if x.numel() % BLOCK:
             tail = torch.zeros((1, BLOCK), dtype=torch.float32, device=x.device)
             tail[0, : x.numel() % BLOCK] = x[whole * BLOCK :]
             _quantize_rows(tail, codes[whole:], scales[whole:], torch.empty_like(tail), whole, seed)
+        refused = scales.isnan()
+        return int(refused.nonzero()[0, 0]) if bool(refused.any()) else -1
 
     def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
-        """out [numel] fp32 = codes * scales, one multiplication each."""
+        """See Backend.dequantize."""
         whole, step = out.numel() // BLOCK, DEQUANTIZE_CHUNK_BLOCKS
-        rows_out = out[: whole * BLOCK].view(whole, BLOCK)
+        out_BK = out[: whole * BLOCK].view(whole, BLOCK)
         for start in range(0, whole, step):
             rows = slice(start, min(start + step, whole))
-            rows_out[rows].copy_(codes[rows]).mul_(scales[rows, None])
+            out_BK[rows].copy_(codes[rows]).mul_(scales[rows, None])
         if out.numel() % BLOCK:
-            out[whole * BLOCK :] = codes[whole, : out.numel() % BLOCK].to(torch.float32) * scales[whole]
+            tail = out[whole * BLOCK :]
+            tail.copy_(codes[whole, : tail.numel()]).mul_(scales[whole])
 
-    def block_gram(self, codes_NBK: Tensor, scales_NB: Tensor) -> Tensor:
-        """float64 [N, N]. A block's products are below 2^24 together, so the fp32 product is an exact integer."""
-        n, blocks, _ = codes_NBK.shape
-        gram = torch.zeros((n, n), dtype=torch.float64, device=codes_NBK.device)
-        step = min(SUM_GROUP, max(1, SCRATCH_BYTES // max(1, n * BLOCK * 4)))
+    def block_gram(self, codes: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+        """See Backend.block_gram. Integers below 2^24 are exact in fp32, in any order and in TF32 and bf16 modes too."""
+        n, blocks, device = len(codes), codes[0].shape[0], codes[0].device
+        s_BN = torch.stack(tuple(scales), 1).to(torch.float64)
+        gram = torch.zeros((n, n), dtype=torch.float64, device=device)
+        step = min(SUM_GROUP, max(1, SCRATCH_BYTES // (n * BLOCK * 4)))
         for start in range(0, blocks, SUM_GROUP):
             stop = min(start + SUM_GROUP, blocks)
-            terms = torch.zeros((SUM_GROUP, n, n), dtype=torch.float64, device=codes_NBK.device)
+            terms = torch.zeros((SUM_GROUP, n, n), dtype=torch.float64, device=device)
             for low in range(start, stop, step):
                 high = min(low + step, stop)
-                x_bNK = codes_NBK[:, low:high].to(torch.float32).transpose(0, 1)
+                x_bNK = torch.stack([q[low:high] for q in codes], 1).to(torch.float32)
                 terms[low - start : high - start] = torch.bmm(x_bNK, x_bNK.transpose(1, 2))
-            s_bN = scales_NB[:, start:stop].t().to(torch.float64)
+            s_bN = s_BN[start:stop]
             terms[: stop - start].mul_(s_bN[:, :, None] * s_bN[:, None, :])
             gram += _halving_sum(terms)
         return gram
 
-    def weighted_sum(self, codes_NBK: Tensor, weights_NB: Tensor, out_BK: Tensor) -> None:
-        """out [B, K] fp32 = ((w_0 q_0 + w_1 q_1) + w_2 q_2) + ..., each product and sum rounded to fp32."""
+    def weighted_sum(self, codes: Sequence[Tensor], weights_NB: Tensor, out_BK: Tensor) -> None:
+        """See Backend.weighted_sum."""
         step = DEQUANTIZE_CHUNK_BLOCKS
         term = torch.empty((min(out_BK.shape[0], step), BLOCK), dtype=torch.float32, device=out_BK.device)
         for start in range(0, out_BK.shape[0], step):
             rows = slice(start, min(start + step, out_BK.shape[0]))
             out, part = out_BK[rows].zero_(), term[: rows.stop - start]
-            for i in range(codes_NBK.shape[0]):
-                out.add_(part.copy_(codes_NBK[i, rows]).mul_(weights_NB[i, rows, None]))
+            for q, weights in zip(codes, weights_NB, strict=True):
+                out.add_(part.copy_(q[rows]).mul_(weights[rows, None]))
+
+    def sketch(self, codes: Sequence[Tensor], scales: Sequence[Tensor], seed: SketchSeed, first_block: int) -> Tensor:
+        """See Backend.sketch."""
+        blocks, device = codes[0].shape[0], codes[0].device
+        out = torch.zeros((len(codes), BUCKETS), dtype=torch.float64, device=device)
+        for start in range(0, blocks, SKETCH_CHUNK_BLOCKS):
+            stop = min(start + SKETCH_CHUNK_BLOCKS, blocks)
+            signs, source = _sketch_rows((first_block + start) * ROWS, (stop - start) * ROWS, seed, device)
+            for i, (q, s) in enumerate(zip(codes, scales, strict=True)):
+                turned = (q[start:stop].view(-1, BUCKETS) * signs).gather(1, source)
+                sums = turned.view(-1, ROWS, BUCKETS).sum(1, dtype=torch.int32).to(torch.float64)
+                sums.mul_(s[start:stop, None])
+                for group in torch.split(sums, SUM_GROUP):
+                    out[i] += _halving_sum(group)
+        return out
 
 
 def _quantize_rows(x: Tensor, codes: Tensor, scales: Tensor, y: Tensor, first: int, seed: int | None) -> None:
-    """Encode whole blocks: x [b, K] to codes [b, K], scales [b]; y is fp32 scratch of x's shape."""
-    absmax = torch.abs(x).amax(1).to(torch.float32) if x.dtype != torch.float32 else torch.abs(x, out=y).amax(1)
+    """Encode whole blocks, `first` is the first one's index: x [b, K] to codes [b, K], scales [b]; y fp32 scratch."""
+    if x.dtype != torch.float32:
+        x = x.to(torch.float32)
+    absmax = torch.abs(x, out=y).amax(1)
     # full_like: torch computes `127.0 / t` as reciprocal(t) * 127, which rounds twice.
-    inverse = torch.div(torch.full_like(absmax, 127.0), absmax)
-    torch.div(absmax, torch.full_like(absmax, 127.0), out=scales)
+    limit = torch.full_like(absmax, 127.0)
+    inverse = torch.div(limit, absmax)
+    torch.div(absmax, limit, out=scales)
     small = absmax < ABSMAX_MIN
-    scales.masked_fill_(small, 0.0).masked_fill_(~(absmax < ABSMAX_LIMIT), float("nan"))
-    inverse.masked_fill_(small | scales.isnan(), 0.0)
-    torch.mul(x, inverse[:, None], out=y)
-    codes.copy_(y.round_())
+    refused = (absmax < ABSMAX_LIMIT).logical_not_()
+    scales.masked_fill_(small, 0.0).masked_fill_(refused, float("nan"))
+    inverse.masked_fill_(small.logical_or_(refused), 0.0)
+    if seed is None:
+        codes.copy_(torch.mul(x, inverse[:, None], out=y).round_())
+        return
+    extreme = y == absmax.masked_fill_(small, float("inf"))[:, None]
+    # Subnormals count as zero, so that flush-to-zero modes change nothing.
+    torch.mul(x.masked_fill(y < NORMAL_MIN, 0.0), inverse[:, None], out=y)
+    y.add_(_uniform(first, x.shape[0], seed, x.device)).floor_().clamp_(-127, 127)
+    codes.copy_(torch.where(extreme, torch.sign(x) * 127.0, y))
+
+
+def _uniform(first_block: int, blocks: int, seed: int, device: torch.device) -> Tensor:
+    """fp32 [blocks, K] in (0, 1): odd multiples of 2^-24 from the upper 23 bits of each element's word."""
+    words = philox_words(first_block * (BLOCK // 4), blocks * (BLOCK // 4), key=seed).to(device)
+    return words.view(blocks, BLOCK).bitwise_right_shift_(9).mul_(2).add_(1).to(torch.float32).mul_(2.0**-24)
+
+
+def _sketch_rows(first_row: int, rows: int, seed: SketchSeed, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Signs int8 [rows, 64] and, for each bucket, the coordinate that is added to it, int64 [rows, 64]."""
+    words = philox_words(first_row, rows, key=seed.key, high=seed.high).to(device)
+    k = torch.arange(BUCKETS, device=device)
+    bits = (words[:, :2].repeat_interleave(32, 1) >> (k % 32)) & 1
+    return (1 - 2 * bits).to(torch.int8), (k - words[:, 2:3]) & (BUCKETS - 1)
 
 
 def _halving_sum(terms: Tensor) -> Tensor:
-    """Sum over the first dimension, a power of two, by adding its second half to its first until one is left."""
+    """Sum of up to 16 terms along the first dimension (missing ones are zero): add the second half to the first."""
+    if terms.shape[0] < SUM_GROUP:
+        padding = terms.new_zeros((SUM_GROUP - terms.shape[0], *terms.shape[1:]))
+        terms = torch.cat((terms, padding))
     while terms.shape[0] > 1:
         half = terms.shape[0] // 2
         terms = terms[:half] + terms[half:]
