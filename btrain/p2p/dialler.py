@@ -85,13 +85,14 @@ class Dialler:
     async def dial(self, peer: bytes) -> None:
         """Try the known addresses of a peer in turn until one leads to a link, for at most `dial_timeout_s` in all.
 
-        Raises PeerUnreachable; WrongPeer, WrongRun or ConnectionRefused if that is the answer at its only address.
+        Raises WrongPeer, WrongRun or ConnectionRefused if that was the first answer, PeerUnreachable if none came.
         """
         async with self._locks.setdefault(peer, trio.Lock()):
             if peer in self._links:
                 return
             begin = trio.current_time()
             addresses = self._book.addresses(peer)
+            answer: NetworkError | None = None
             error: NetworkError = LinkLost("no address is known")
             for tried, address in enumerate(addresses):
                 left_s = begin + self._limits.dial_timeout_s - trio.current_time()
@@ -102,11 +103,11 @@ class Dialler:
                 except trio.TooSlowError:
                     error = LinkLost("no answer")
                 except (WrongPeer, WrongRun, ConnectionRefused) as refusal:
-                    if len(addresses) == 1:
-                        raise
-                    error = refusal
+                    answer = answer or refusal
                 except NetworkError as failure:
                     error = failure
+            if answer is not None:
+                raise answer
             where = ", ".join(str(address) for address in addresses) or peer_id_text(peer)
             raise PeerUnreachable(f"cannot reach {where} (tried for {trio.current_time() - begin:.1f} s): {error}")
 
