@@ -30,7 +30,11 @@ def clip_weights(gram_NN: F64, coefficients_N: F64, tau: float) -> F64:
 
 
 def iterations_for(contributors: int) -> int:
-    """64 up to 16 contributors, 8 each above: a residual below 3e-7 of tau in the worst of the hostile cases tried."""
+    """64 up to 16 contributors, 8 each above.
+
+    The worst residual |sum w (x - v)| / (tau sum w) of the hostile cases tried is 1.2e-5 (15 contributors, 7 of them on
+    one point opposite to the rest), usually it is below 1e-9: nothing beside the encoding's rounding of about 1e-2.
+    """
     return 64 if contributors <= 16 else 8 * contributors
 
 
