@@ -430,6 +430,7 @@ class Agreement(Knowledge):
             if not self._settled or suggestion is None or not suggestion.digest == digest == self._voted(state.attempt):
                 return
         state.final = digest
+        state.values[self.me] = (digest, dict(highest.items))
         self.out.dirty = True
         self.out.sign(Final(digest))
         if self._undisturbed():

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from btrain.protocol.agreement_interface import Electorate, Forward, NeedValue, PushValue, Rules
 from btrain.protocol.agreement_messages import Certificate, Final, Items, Payload, Proposal, Quit, Vote, item_pairs
 from btrain.protocol.agreement_outbox import Outbox
-from btrain.protocol.agreement_state import State, Suggestion, certificate_of, most, threshold, valid_certificate
+from btrain.protocol.agreement_state import State, Suggestion, certificate_of, most, valid_certificate
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import InconsistentMessage, InvalidCertificate, NotAMember
 
@@ -65,8 +65,10 @@ class Knowledge:
             earlier = certificate is None or certificate.attempt < payload.attempt
             if not earlier or (certificate is not None and certificate.items != payload.items):
                 raise InconsistentMessage("the certificate of a proposal is not an earlier one of its value")
-        if certificate is not None and not valid_certificate(certificate, self.electorate, self.rules):
-            raise InvalidCertificate(f"in a {type(payload).__name__} of attempt {payload.attempt}")
+        if certificate is not None:
+            enough = self._threshold(certificate.attempt)
+            if not valid_certificate(certificate, self.electorate.seats, enough, self.rules):
+                raise InvalidCertificate(f"in a {type(payload).__name__} of attempt {payload.attempt}")
 
     def _take(self, sender: PeerId, payload: Payload, envelope: bytes) -> None:
         state = self.state
@@ -102,6 +104,10 @@ class Knowledge:
 
     # --- certificates ---
 
+    def _threshold(self, attempt: int) -> int:
+        """Votes that certify in an attempt; in attempt 0 so many that two certificates cannot exist."""
+        return self.electorate.fast_quorum if attempt == 0 else self.electorate.quorum
+
     def _adopt(self, certificate: Certificate, carrier: bytes | None) -> None:
         """Keep the highest certificate and hand on the message that brought it: all need it before they enter."""
         state = self.state
@@ -134,12 +140,12 @@ class Knowledge:
 
     def _certified_digest(self, attempt: int) -> bytes | None:
         ballots = self.state.votes.get(attempt, {})
-        return most((digest for digest, _ in ballots.values()), threshold(self.electorate, attempt))
+        return most((digest for digest, _ in ballots.values()), self._threshold(attempt))
 
     def _ballots_for(self, attempt: int, digest: bytes) -> tuple[bytes, ...]:
         ballots = self.state.votes[attempt]
         chosen = [envelope for _, (voted, envelope) in sorted(ballots.items()) if voted == digest]
-        return tuple(chosen[: threshold(self.electorate, attempt)])
+        return tuple(chosen[: self._threshold(attempt)])
 
     def _hand_on_votes(self, attempt: int, digest: bytes) -> None:
         """Hand on a certificate's votes, once; those of attempt 0 only when somebody may enter attempt 1 without."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from btrain.protocol.agreement_interface import Electorate, Rules
+from btrain.protocol.agreement_interface import Rules
 from btrain.protocol.agreement_messages import Certificate, Items, Proposal, item_pairs
 from btrain.protocol.encoding import PeerId
 
@@ -70,11 +70,6 @@ class State(msgspec.Struct, array_like=True):
         self.frozen.pop(key, None)
 
 
-def threshold(electorate: Electorate, attempt: int) -> int:
-    """Votes that certify in an attempt; in attempt 0 so many that two certificates cannot exist."""
-    return electorate.fast_quorum if attempt == 0 else electorate.quorum
-
-
 def most(digests: Iterable[bytes], enough: int) -> bytes | None:
     """The digest that occurs at least `enough` times."""
     for digest, count in Counter(digests).items():
@@ -83,10 +78,10 @@ def most(digests: Iterable[bytes], enough: int) -> bytes | None:
     return None
 
 
-def valid_certificate(certificate: Certificate, electorate: Electorate, rules: Rules) -> bool:
-    """Whether it holds enough votes of distinct seats for this attempt and value, in canonical form."""
+def valid_certificate(certificate: Certificate, seats: Sequence[PeerId], enough: int, rules: Rules) -> bool:
+    """Whether it holds `enough` votes of distinct seats for its attempt and value, in canonical form."""
     items = dict(certificate.items)
-    if certificate.items != item_pairs(items) or len(certificate.votes) > len(electorate.seats):
+    if certificate.items != item_pairs(items) or len(certificate.votes) > len(seats):
         return False
     digest = rules.digest(items)
     voters = set()
@@ -95,10 +90,10 @@ def valid_certificate(certificate: Certificate, electorate: Electorate, rules: R
         if verified is None:
             return False
         sender, vote = verified
-        if sender not in electorate.seats or (vote.attempt, vote.digest) != (certificate.attempt, digest):
+        if sender not in seats or (vote.attempt, vote.digest) != (certificate.attempt, digest):
             return False
         voters.add(sender)
-    return len(voters) >= threshold(electorate, certificate.attempt)
+    return len(voters) >= enough
 
 
 def certificate_of(attempt: int, items: Items, votes: Iterable[bytes]) -> Certificate:

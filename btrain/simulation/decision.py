@@ -20,10 +20,7 @@ from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.simulation.heap import Heap, NodeId, Port
 
-KINDS: dict[str, type[msgspec.Struct]] = {
-    kind.__name__: kind
-    for kind in (agreement.Vote, agreement.Quit, agreement.Lock, agreement.Proposal, agreement.Final)
-}
+PAYLOADS = (agreement.Vote, agreement.Quit, agreement.Lock, agreement.Proposal, agreement.Final)
 
 
 @dataclass(frozen=True)
@@ -100,6 +97,14 @@ class Authority:
         """Sender and payload of an envelope, None for a forged one."""
         return self._signed.get(envelope)
 
+    def payloads(self) -> list[tuple[PeerId, Payload]]:
+        """Everything signed so far, in order."""
+        return list(self._signed.values())
+
+    def envelopes(self, wanted: Callable[[PeerId, Payload], bool]) -> tuple[bytes, ...]:
+        """The signed messages so far that are wanted, in order."""
+        return tuple(envelope for envelope, message in self._signed.items() if wanted(*message))
+
     def verify_vote(self, envelope: bytes) -> tuple[PeerId, Vote] | None:
         """See Rules.verify_vote."""
         opened = self.open(envelope)
@@ -113,7 +118,6 @@ class Disk:
     snapshot: bytes | None = None
     bodies: dict[bytes, str] = field(default_factory=dict)
     signed: dict[tuple[str, int], bytes] = field(default_factory=dict)
-    began: bool = False
 
 
 @dataclass
@@ -137,6 +141,21 @@ class World:
         self.disks[peer] = Disk()
         self.heap.add(peer, lambda port: MemberNode(self, peer, port, begins_us, item_at_us))
 
+    def add_puppet(self, peer: PeerId, react: Callable[[NodeId, object, int], None] | None = None) -> None:
+        """Add a Byzantine peer; what it receives goes to `react`."""
+        self.heap.add(peer, lambda port: Puppet(react))
+
+    def say(self, sender: PeerId, to: PeerId, payload: object, at_us: int) -> None:
+        """Have a Byzantine peer's packet, or a payload signed in its name, arrive at a time."""
+        packet = Signed((self.authority.sign(sender, payload),)) if isinstance(payload, PAYLOADS) else payload
+        self.heap.call(at_us, lambda: self.deliver(sender, to, packet))
+
+    def deliver(self, sender: PeerId, to: PeerId, packet: object) -> None:
+        """Have a packet arrive now."""
+        node = self.heap.node(to)
+        if node is not None:
+            node.packet(sender, packet, self.heap.now)
+
     def member(self, peer: PeerId) -> MemberNode | None:
         """The running honest member."""
         node = self.heap.node(peer)
@@ -145,6 +164,27 @@ class World:
     def values(self) -> set[bytes]:
         """Digests of all decisions so far: two are a fork."""
         return {items_digest(items) for _, items in self.decided.values()}
+
+
+@dataclass
+class Puppet:
+    """A Byzantine peer, silent by itself."""
+
+    react: Callable[[NodeId, object, int], None] | None = None
+
+    def start(self, now: int) -> None:
+        """See Node."""
+
+    def packet(self, src: NodeId, payload: object, now: int) -> None:
+        """See Node."""
+        if self.react is not None:
+            self.react(src, payload, now)
+
+    def timer(self, name: str, now: int) -> None:
+        """See Node."""
+
+    def connected(self, peer: NodeId, now: int) -> None:
+        """See Node."""
 
 
 class MemberNode:
@@ -248,7 +288,7 @@ class MemberNode:
         if item.body_hash in self.bodies:
             return
         known = [body_hash for body_hash, key in self.bodies.items() if key == item.key]
-        self.bodies[item.body_hash] = item.key
+        self.bodies[item.body_hash] = self.disk.bodies[item.body_hash] = item.key
         if known:
             self.send(item)
             for body_hash in known:
@@ -275,7 +315,6 @@ class MemberNode:
         match effect:
             case agreement.Persist():
                 self.disk.snapshot = effect.snapshot
-                self.disk.bodies = dict(self.bodies)
             case agreement.Sign():
                 self._sign(effect.payload, now)
             case agreement.Forward():
