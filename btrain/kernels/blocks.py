@@ -21,7 +21,7 @@ BLOCK = 1024
 FORMAT = "i8-absmax-1024-v1"
 SCALE_BYTES = 4
 ABSMAX_MIN = 2.0**-110
-"""Blocks whose largest magnitude is below this are encoded as zeros (127/absmax must stay finite, FTZ must not matter)."""
+"""Blocks whose largest magnitude is below this become zeros: 127/absmax stays finite and FTZ modes do not matter."""
 ABSMAX_LIMIT = 2.0**127
 """Blocks whose largest magnitude reaches this are refused: one decoded code could be Inf."""
 SCALE_MIN = 2.0**-126
@@ -105,7 +105,7 @@ class QuantizedBlocks:
 
 
 def _name_fault(bits: npt.NDArray[np.uint32], low: npt.NDArray[np.int16], magnitude: npt.NDArray[np.int16]) -> None:
-    """Raise the error of the first rule that some block breaks; each [B]: the scale's bits, least code, largest |code|."""
+    """Raise the error of the first broken rule; each [B]: the scale's bits, the least code, the largest |code|."""
     exponent, negative, zero = bits >> 23 & 0xFF, bits >> 31 == 1, bits == 0
     rules = (
         (errors.NonFiniteScale, exponent == 0xFF),

@@ -94,11 +94,11 @@ def weighted_sum(codes_NBK: Stack, scales_NB: Stack, coefficients_N: Tensor, *, 
 def sketch(codes_NBK: Stack, scales_NB: Stack, seed: bytes, *, first_block: int = 0, backend: str = "auto") -> Tensor:
     """Count sketches of N encoded vectors under one seed: float64 [N, 64], linear in the vector, E|S|^2 = |x|^2.
 
-    Rows of 64 coordinates get random signs and a random rotation and are added into 64 buckets. Row r of the flat vector
-    (block `first_block` holds rows 16 * first_block and on) draws one Philox4x32-10 counter: key = bytes 0 to 7 of the
-    seed, counter = (r, bytes 8 to 15), all little-endian. Bit k of words 0 and 1 negates coordinate k, which goes
-    to bucket (k + (word 2 mod 64)) mod 64. Integers within a block, fp64 over blocks in block_gram's order; round to
-    fp32 once, last. Seeds longer than 16 bytes (a hash) are cut.
+    Rows of 64 coordinates get random signs and a random rotation and are added into 64 buckets. Row r of the flat
+    vector (block `first_block` holds rows 16 * first_block and on) draws one Philox4x32-10 counter: key = bytes 0 to 7
+    of the seed, counter = (r, bytes 8 to 15), all little-endian. Bit k of words 0 and 1 negates coordinate k, which
+    goes to bucket (k + (word 2 mod 64)) mod 64. Integers within a block, fp64 over blocks in block_gram's order;
+    round to fp32 once, last. Seeds longer than 16 bytes (a hash) are cut.
     """
     codes, scales = _stack(codes_NBK, scales_NB)
     if len(seed) < SKETCH_SEED_BYTES or first_block < 0:

@@ -6,8 +6,7 @@ Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), section 
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 ROUNDS = 10
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -16,8 +15,8 @@ MASK = 0xFFFFFFFF
 LOW, HALF = np.uint64(MASK), np.uint64(32)
 
 
-def philox_words(first: int, count: int, *, key: int, high: int = 0) -> Tensor:
-    """Words of `count` counters from `first` on: int64 [count, 4] on the CPU, each in 0 to 2^32-1.
+def philox_words(first: int, count: int, *, key: int, high: int = 0) -> npt.NDArray[np.uint32]:
+    """Words of `count` counters from `first` on: uint32 [count, 4].
 
     key: 64 bits (low word first); the 128-bit counter is (counter as 64 bits, `high` as 64 bits), low word first.
     """
@@ -31,4 +30,4 @@ def philox_words(first: int, count: int, *, key: int, high: int = 0) -> Tensor:
         c2 = (a >> HALF) ^ c3 ^ np.uint64(k1)
         c1, c3 = b & LOW, a & LOW
         k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
-    return torch.from_numpy(np.stack((c0, c1, c2, c3), 1).view(np.int64))
+    return np.stack((c0, c1, c2, c3), 1).astype(np.uint32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,19 +35,18 @@ class TorchBackend:
 
     def quantize(self, x: Tensor, codes: Tensor, scales: Tensor, seed: int | None) -> int:
         """See Backend.quantize."""
-        whole = x.numel() // BLOCK
+        whole, used = x.numel() // BLOCK, x.numel() % BLOCK
         step = QUANTIZE_CHUNK_BLOCKS if seed is None else STOCHASTIC_CHUNK_BLOCKS
-        x_BK = x[: whole * BLOCK].view(whole, BLOCK)
+        x_BK, absmax = x[: whole * BLOCK].view(whole, BLOCK), scales
         scratch = torch.empty((min(whole, step), BLOCK), dtype=torch.float32, device=x.device)
         for start in range(0, whole, step):
             rows = slice(start, min(start + step, whole))
-            _quantize_rows(x_BK[rows], codes[rows], scales[rows], scratch[: rows.stop - start], start, seed)
-        if x.numel() % BLOCK:
+            _round_rows(x_BK[rows], codes[rows], absmax[rows], scratch[: rows.stop - start], start, seed)
+        if used:
             tail = torch.zeros((1, BLOCK), dtype=torch.float32, device=x.device)
-            tail[0, : x.numel() % BLOCK] = x[whole * BLOCK :]
-            _quantize_rows(tail, codes[whole:], scales[whole:], torch.empty_like(tail), whole, seed)
-        refused = scales.isnan()
-        return int(refused.nonzero()[0, 0]) if bool(refused.any()) else -1
+            tail[0, :used] = x[whole * BLOCK :]
+            _round_rows(tail, codes[whole:], absmax[whole:], torch.empty_like(tail), whole, seed)
+        return _finish(codes, absmax)
 
     def dequantize(self, codes: Tensor, scales: Tensor, out: Tensor) -> None:
         """See Backend.dequantize."""
@@ -60,7 +60,7 @@ class TorchBackend:
             tail.copy_(codes[whole, : tail.numel()]).mul_(scales[whole])
 
     def block_gram(self, codes: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-        """See Backend.block_gram. Integers below 2^24 are exact in fp32, in any order and in TF32 and bf16 modes too."""
+        """See Backend.block_gram. Integers below 2^24 are exact in fp32, in any order, and in TF32 and bf16 modes."""
         n, blocks, device = len(codes), codes[0].shape[0], codes[0].device
         s_BN = torch.stack(tuple(scales), 1).to(torch.float64)
         gram = torch.zeros((n, n), dtype=torch.float64, device=device)
@@ -89,62 +89,71 @@ class TorchBackend:
 
     def sketch(self, codes: Sequence[Tensor], scales: Sequence[Tensor], seed: SketchSeed, first_block: int) -> Tensor:
         """See Backend.sketch."""
-        blocks, device = codes[0].shape[0], codes[0].device
-        out = torch.zeros((len(codes), BUCKETS), dtype=torch.float64, device=device)
+        n, blocks, device = len(codes), codes[0].shape[0], codes[0].device
+        out = torch.zeros((n, BUCKETS), dtype=torch.float64, device=device)
         for start in range(0, blocks, SKETCH_CHUNK_BLOCKS):
             stop = min(start + SKETCH_CHUNK_BLOCKS, blocks)
+            groups = -(-(stop - start) // SUM_GROUP)
+            terms = torch.zeros((n, groups * SUM_GROUP, BUCKETS), dtype=torch.float64, device=device)
             signs, source = _sketch_rows((first_block + start) * ROWS, (stop - start) * ROWS, seed, device)
             for i, (q, s) in enumerate(zip(codes, scales, strict=True)):
                 turned = (q[start:stop].view(-1, BUCKETS) * signs).gather(1, source)
-                sums = turned.view(-1, ROWS, BUCKETS).sum(1, dtype=torch.int32).to(torch.float64)
-                sums.mul_(s[start:stop, None])
-                for group in torch.split(sums, SUM_GROUP):
-                    out[i] += _halving_sum(group)
+                sums = turned.view(-1, ROWS, BUCKETS).sum(1, dtype=torch.int32)
+                torch.mul(sums, s[start:stop, None].to(torch.float64), out=terms[i, : stop - start])
+            for group in _halving_sum(terms.view(n, groups, SUM_GROUP, BUCKETS).permute(2, 1, 0, 3)):
+                out += group
         return out
 
 
-def _quantize_rows(x: Tensor, codes: Tensor, scales: Tensor, y: Tensor, first: int, seed: int | None) -> None:
-    """Encode whole blocks, `first` is the first one's index: x [b, K] to codes [b, K], scales [b]; y fp32 scratch."""
+def _round_rows(x: Tensor, codes: Tensor, absmax: Tensor, y: Tensor, first: int, seed: int | None) -> None:
+    """Fill codes [b, K] and absmax [b] of x [b, K], whole blocks from number `first` on; y is fp32 scratch like x.
+
+    Codes of blocks that are too small or refused are arbitrary here, `_finish` sets them.
+    """
     if x.dtype != torch.float32:
         x = x.to(torch.float32)
-    absmax = torch.abs(x, out=y).amax(1)
+    torch.amax(torch.abs(x, out=y), 1, out=absmax)
     # full_like: torch computes `127.0 / t` as reciprocal(t) * 127, which rounds twice.
-    limit = torch.full_like(absmax, 127.0)
-    inverse = torch.div(limit, absmax)
-    torch.div(absmax, limit, out=scales)
-    small = absmax < ABSMAX_MIN
-    refused = (absmax < ABSMAX_LIMIT).logical_not_()
-    scales.masked_fill_(small, 0.0).masked_fill_(refused, float("nan"))
-    inverse.masked_fill_(small.logical_or_(refused), 0.0)
+    inverse = torch.full_like(absmax, 127.0).div_(absmax)
     if seed is None:
         codes.copy_(torch.mul(x, inverse[:, None], out=y).round_())
         return
-    extreme = y == absmax.masked_fill_(small, float("inf"))[:, None]
+    extreme = y == absmax[:, None]
     # Subnormals count as zero, so that flush-to-zero modes change nothing.
     torch.mul(x.masked_fill(y < NORMAL_MIN, 0.0), inverse[:, None], out=y)
     y.add_(_uniform(first, x.shape[0], seed, x.device)).floor_().clamp_(-127, 127)
     codes.copy_(torch.where(extreme, torch.sign(x) * 127.0, y))
 
 
+def _finish(codes: Tensor, scales: Tensor) -> int:
+    """Turn absmax [B] into scales in place; clear small blocks; the first refused block or -1."""
+    small, taken = scales < ABSMAX_MIN, scales < ABSMAX_LIMIT
+    scales.div_(torch.full_like(scales, 127.0))
+    if bool(small.any()):
+        codes[small] = 0
+        scales[small] = 0.0
+    if bool(taken.all()):
+        return -1
+    return int(taken.logical_not_().nonzero()[0, 0])
+
+
 def _uniform(first_block: int, blocks: int, seed: int, device: torch.device) -> Tensor:
     """fp32 [blocks, K] in (0, 1): odd multiples of 2^-24 from the upper 23 bits of each element's word."""
-    words = philox_words(first_block * (BLOCK // 4), blocks * (BLOCK // 4), key=seed).to(device)
-    return words.view(blocks, BLOCK).bitwise_right_shift_(9).mul_(2).add_(1).to(torch.float32).mul_(2.0**-24)
+    words = philox_words(first_block * (BLOCK // 4), blocks * (BLOCK // 4), key=seed)
+    odd = (words.reshape(blocks, BLOCK) >> 9 << 1) + np.uint32(1)
+    return torch.from_numpy(odd.astype(np.float32) * np.float32(2.0**-24)).to(device)
 
 
 def _sketch_rows(first_row: int, rows: int, seed: SketchSeed, device: torch.device) -> tuple[Tensor, Tensor]:
     """Signs int8 [rows, 64] and, for each bucket, the coordinate that is added to it, int64 [rows, 64]."""
-    words = philox_words(first_row, rows, key=seed.key, high=seed.high).to(device)
-    k = torch.arange(BUCKETS, device=device)
-    bits = (words[:, :2].repeat_interleave(32, 1) >> (k % 32)) & 1
-    return (1 - 2 * bits).to(torch.int8), (k - words[:, 2:3]) & (BUCKETS - 1)
+    words = philox_words(first_row, rows, key=seed.key, high=seed.high)
+    bits = np.unpackbits(words[:, :2].astype("<u4").view(np.uint8), axis=1, bitorder="little")
+    source = (np.arange(BUCKETS) - words[:, 2:3].astype(np.int64)) & (BUCKETS - 1)
+    return torch.from_numpy(1 - 2 * bits.view(np.int8)).to(device), torch.from_numpy(source).to(device)
 
 
 def _halving_sum(terms: Tensor) -> Tensor:
-    """Sum of up to 16 terms along the first dimension (missing ones are zero): add the second half to the first."""
-    if terms.shape[0] < SUM_GROUP:
-        padding = terms.new_zeros((SUM_GROUP - terms.shape[0], *terms.shape[1:]))
-        terms = torch.cat((terms, padding))
+    """Sum over the first dimension, of length 16, by adding the second half to the first until one is left."""
     while terms.shape[0] > 1:
         half = terms.shape[0] // 2
         terms = terms[:half] + terms[half:]
