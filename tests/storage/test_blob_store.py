@@ -91,6 +91,17 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert store.size == 0
 
 
+def test_a_blob_put_again_lives_as_long_as_its_last_round(tmp_path: Path) -> None:
+    store = BlobStore.open(tmp_path / "custody", MIB)
+    hash_ = put(store, b"result", 3)
+    for round_ in (5, 4):
+        put(store, b"result", round_)
+    store.drop_before(5)
+    assert store.get(hash_) == b"result"
+    store.drop_before(6)
+    assert store.get(hash_) is None
+
+
 def test_the_bound_holds(tmp_path: Path) -> None:
     store = BlobStore.open(tmp_path / "custody", 1000)
     put(store, bytes(800), 1)
@@ -138,7 +149,7 @@ def test_every_flipped_byte_costs_its_own_blob_only(tmp_path: Path) -> None:
 
 
 def test_a_blob_that_contains_entries_hides_no_other_when_damaged(tmp_path: Path) -> None:
-    """Behind a damaged header the next entry is searched for in the blob's bytes; a hostile blob contains false ones."""
+    """Behind a damaged header the next entry is searched for in the blob's bytes, where a hostile one has a false entry."""
     other = b"the blob that is to be hidden"
     forger = BlobStore.open(tmp_path / "forger", MIB)
     put(forger, other, 0)

@@ -37,6 +37,8 @@ def test_a_line_cut_by_a_crash_goes_and_the_others_stay(tmp_path: Path, torn: by
     assert fields(path) == [{"v": 1, "round": 1}]
     reopened = JsonLines(path)
     reopened.write({"round": 2})
+    assert path.read_bytes().count(b"\n") == 2
+    assert path.read_bytes().endswith(b"}\n")
     assert fields(path) == [{"v": 1, "round": 1}, {"v": 1, "round": 2}]
 
 
