@@ -149,7 +149,7 @@ def test_every_flipped_byte_costs_its_own_blob_only(tmp_path: Path) -> None:
 
 
 def test_a_blob_that_contains_entries_hides_no_other_when_damaged(tmp_path: Path) -> None:
-    """Behind a damaged header the next entry is searched for in the blob's bytes, where a hostile one has a false entry."""
+    """Behind a damaged header the next entry is searched for in the blob's bytes; a hostile blob has a false one."""
     other = b"the blob that is to be hidden"
     forger = BlobStore.open(tmp_path / "forger", MIB)
     put(forger, other, 0)
