@@ -83,6 +83,7 @@ class Agreement(Knowledge):
         self._settled = False  # 2 Delta have passed since the own vote of this attempt
         self._may_propose = False  # 2 Delta have passed since the entry
         self._conflicts_handed_on: set[int] = set()
+        self._value_pushed = False
         self._certified = False
 
     # --- what the owner sees ---
@@ -286,9 +287,13 @@ class Agreement(Knowledge):
         """From now on no value without a certificate may lack what is held now; others are given it to include it."""
         self.state.freeze()
         self.out.dirty = True
-        self._push_bodies(self.state.frozen)
+        self._push_what_is_held()
+
+    def _push_what_is_held(self) -> None:
+        self._push_bodies(self.state.held)
         voted = self.state.values.get(self.me)
-        if voted is not None and self.state.attempt == 0:
+        if voted is not None and not self._value_pushed:
+            self._value_pushed = True
             self.out.emit(PushValue(voted[1]))
 
     def _push_bodies(self, items: Items) -> None:
@@ -315,8 +320,7 @@ class Agreement(Knowledge):
         reached = self._attempt_to_leave()
         if reached < state.attempt or (reached == state.attempt and state.left):
             return
-        if state.quit < reached:
-            self._freeze()
+        self._push_what_is_held()
         state.attempt = reached
         state.left = True
         self.out.dirty = True
@@ -325,8 +329,14 @@ class Agreement(Knowledge):
         self.out.set_timer("entry", 2 * self.timing.delta_us)
 
     def _enter(self) -> None:
-        """Enter the next attempt, 2 Delta after leaving: every certificate that made a value final has arrived."""
+        """Enter the next attempt, 2 Delta after leaving: every certificate that made a value final has arrived.
+
+        Who left without having asked for it freezes now: it may be back from a crash, or early, and was pushed what
+        those who asked have frozen.
+        """
         state = self.state
+        if state.quit < state.attempt:
+            self._freeze()
         state.attempt += 1
         state.left = False
         state.lock = max(state.rank, state.certified)
@@ -334,8 +344,6 @@ class Agreement(Knowledge):
         self._own.clear()
         self._settled = False
         self._may_propose = False
-        if state.attempt == 1 and not self.electorate.leaderless:
-            self._freeze()  # who left early was pushed what those who were complete held
         self.out.dirty = True
         self.out.emit(Entered(state.attempt))
         self.out.sign(Lock(state.attempt, state.highest))

@@ -13,10 +13,11 @@ from btrain.protocol.encoding import PeerId
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send a control packet to one peer, or to every connected member."""
+    """Send a control packet to one peer, or to every connected member, at once or after a delay."""
 
     packet: bytes
     to: PeerId | None = None
+    delay_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

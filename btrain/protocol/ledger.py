@@ -11,13 +11,34 @@ from typing import Annotated, Literal
 import msgspec
 
 from btrain.aggregation import Rule
-from btrain.protocol.agreement import Final
+from btrain.protocol.agreement_messages import Final
 from btrain.protocol.encoding import (
-    MEMBERS_MAX, ZERO, Hash, PeerId, Record, U8, U16, U32, U64, decode, digest, encode, sha256,
+    MEMBERS_MAX,
+    U8,
+    U16,
+    U32,
+    U64,
+    Hash,
+    PeerId,
+    Record,
+    decode,
+    digest,
+    encode,
+    sha256,
 )  # fmt: skip
 from btrain.protocol.errors import InconsistentMessage, InvalidCertificate
 from btrain.protocol.messages import (
-    LISTED_MAX, PARTS_MAX, Admission, Charge, Commit, GenesisSignature, Message, Text, Verdict, Verifier,
+    LISTED_MAX,
+    PARTS_MAX,
+    Admission,
+    Charge,
+    Commit,
+    GenesisSignature,
+    Message,
+    Missing,
+    Text,
+    Verdict,
+    Verifier,
 )  # fmt: skip
 from btrain.protocol.randomness import next_randomness
 from btrain.protocol.roles import Roles, draw_roles
@@ -81,7 +102,7 @@ class LinkEntry(Record, frozen=True):
 
 
 class Complaint(Record, frozen=True):
-    """`aggregator` lacked (or refused) the part of `worker`."""
+    """`aggregator` lacked the part of `worker`."""
 
     aggregator: Hash
     worker: Hash
@@ -126,7 +147,6 @@ class Block(Record, frozen=True):
     round: U32
     prev: Hash
     commits: Annotated[tuple[CommitEntry, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-    rejects: Annotated[tuple[Complaint, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
     missing: Annotated[tuple[Complaint, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
     contributors: Members
     void: U8  # 0 no, 1 no contributors, 2 no results
@@ -243,10 +263,14 @@ class Contribution:
 
     ctx: bytes  # digest of the decision
     commits: Mapping[PeerId, Message]
-    rejects: tuple[Complaint, ...]
-    missing: tuple[Complaint, ...]
+    complaints: tuple[Message, ...]
     workers: tuple[PeerId, ...]  # whose gradient is in the sum, in member order
     void: bool = False
+
+    @property
+    def missing(self) -> tuple[Complaint, ...]:
+        """Who complained of whom."""
+        return tuple(Complaint(m.sender, m.body.worker) for m in self.complaints if isinstance(m.body, Missing))
 
     @property
     def complaining(self) -> frozenset[PeerId]:
@@ -278,7 +302,6 @@ def build_block(
         round=state.round,
         prev=state.head,
         commits=tuple(CommitEntry(peer, message.hash) for peer, message in sorted(contribution.commits.items())),
-        rejects=contribution.rejects,
         missing=contribution.missing,
         contributors=contribution.workers,
         void=void,
@@ -358,9 +381,7 @@ def _departures(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[Pe
     return tuple(leaving[: max(0, spare)])
 
 
-def _absences(
-    state: LedgerState, contribution: Contribution, links: Mapping[PeerId, bytes]
-) -> tuple[PeerId, ...]:
+def _absences(state: LedgerState, contribution: Contribution, links: Mapping[PeerId, bytes]) -> tuple[PeerId, ...]:
     """Present members that sent no Commit in time, or committed and opened no link. A void decision blames nobody."""
     if contribution.void:
         return ()
@@ -387,7 +408,9 @@ def _check(block: Block, state: LedgerState) -> None:
     links = [entry.link for entry in block.links]
     require(block.randomness == next_randomness(state.randomness[1], block.round, links), "randomness")
     require(block.bans == _bans(state.roster, block.charges, block.verdicts), "bans: do not follow from the votes")
-    require({c.member for c in block.charges} | {v.member for v in block.verdicts} <= committed, "votes: of a non-member")
+    require(
+        {c.member for c in block.charges} | {v.member for v in block.verdicts} <= committed, "votes: of a non-member"
+    )
     require(set(block.absences) <= members and set(block.departures) <= members, "absences: of a non-member")
     roles = state.roles()
     parts = sorted(entry.part for entry in block.results)
@@ -446,6 +469,6 @@ def check_certificate(block: Block, finals: Sequence[bytes], state: LedgerState,
 
 def items_digest(purpose: str, ctx: bytes, items: Mapping[str, bytes]) -> bytes:
     """Digest of a decision's value: its items in key order, bound to what it was derived from."""
-    return sha256(b"btrain/items/v1", purpose.encode(), ctx, *(p for k, v in sorted(items.items()) for p in (k.encode(), v)))
-
-
+    return sha256(
+        b"btrain/items/v1", purpose.encode(), ctx, *(p for k, v in sorted(items.items()) for p in (k.encode(), v))
+    )

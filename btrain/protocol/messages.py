@@ -15,8 +15,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from btrain.identity import SigningKey, verify
-from btrain.protocol.agreement import Final, Lock, Proposal, Quit, Vote
-from btrain.protocol.encoding import MEMBERS_MAX, U8, U16, U32, Hash, PeerId, Record, Signature, decode, digest, encode
+from btrain.protocol.agreement_messages import Final, Lock, Proposal, Quit, Vote
+from btrain.protocol.encoding import MEMBERS_MAX, U16, U32, Hash, PeerId, Record, Signature, decode, digest, encode
 from btrain.protocol.errors import ForeignMessage, WrongSignature
 
 PROTOCOL_VERSION = 1
@@ -26,7 +26,7 @@ LISTED_MAX = 64  # charges, verdicts, admissions in one Commit
 ENVELOPE_BYTES_MAX = 60 * 1024  # a control frame is 64 KiB
 
 Kind = Literal[
-    "commit", "reject", "missing", "result", "reveal", "vote", "quit", "lock", "proposal", "final",
+    "commit", "missing", "result", "reveal", "vote", "quit", "lock", "proposal", "final",
     "accusation", "charge", "join", "leave", "genesis",
 ]  # fmt: skip
 Text = Annotated[str, msgspec.Meta(max_length=64)]
@@ -93,15 +93,6 @@ class Commit(Record, frozen=True):
     transfer_ms: U32
 
 
-class Reject(Record, frozen=True):
-    """'The bytes under leaf `part` of this commitment are no legal encoding.' Proven by the bytes themselves."""
-
-    accused: Hash
-    commit: Hash
-    part: U16
-    blob: Hash
-
-
 class Missing(Record, frozen=True):
     """'I aggregate, and I cannot get the part of `worker`.' One a round: both stay out of this round's sum."""
 
@@ -151,13 +142,12 @@ class GenesisSignature(Record, frozen=True):
 
 
 Body = (
-    Commit | Reject | Missing | Result | Reveal | Vote | Quit | Lock | Proposal | Final
+    Commit | Missing | Result | Reveal | Vote | Quit | Lock | Proposal | Final
     | Accusation | Charge | Join | Leave | GenesisSignature
 )  # fmt: skip
 
 BODIES: dict[str, type[msgspec.Struct]] = {
     "commit": Commit,
-    "reject": Reject,
     "missing": Missing,
     "result": Result,
     "reveal": Reveal,

@@ -15,10 +15,10 @@ SPARE_LINKS = 1024  # rounds beyond the planned ones that a chain covers
 
 
 class HashChain:
-    """A member's own chain: link(t) for round t, `end` is published. Derived from the key, so a restart keeps it."""
+    """A member's own chain: link(t) for round t, `end` is published. Derived, so that a restart keeps it."""
 
-    def __init__(self, secret: bytes, run: bytes, rounds: int) -> None:
-        self._links = [sha256(b"btrain/chain/v1", secret, run)]
+    def __init__(self, secret: bytes, salt: bytes, rounds: int) -> None:
+        self._links = [sha256(b"btrain/chain/v1", secret, salt)]
         for _ in range(rounds + SPARE_LINKS):
             self._links.append(hashlib.sha256(self._links[-1]).digest())
 

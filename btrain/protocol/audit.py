@@ -1,0 +1,192 @@
+"""Recomputing what others did: the tie-aware gradient test and the checks that a validator or a voter runs.
+
+A gradient recomputed on other hardware differs in its last bits, and rounding to 8 bits turns a last bit into a whole code
+wherever a value stood at a tie. So what is compared is by how much the committed value lies outside the interval that
+rounds to it: e = max(0, |decoded - g'| - scale / 2). For an honest peer e is at most the noise of the replay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from btrain.aggregation import Rule
+from btrain.kernels import BLOCK, QuantizedBlocks, dequantize_blockwise
+from btrain.protocol.effects import Effect, FetchBlob, Recompute, Work
+from btrain.protocol.encoding import PeerId, digest
+from btrain.protocol.messages import Commit, Message
+from btrain.protocol.reduction import encode_gradient, open_part, reduce_committed
+from btrain.protocol.roles import PartLayout, Roles
+
+SLACK = 1 + 1e-5  # rounding of scale / 2 itself
+PART_FLOOR = 1e-3  # a part counts as at least this share of its even share of |g'|: dead units convict nobody
+SCALE_FACTOR = 20.0  # a block's scale follows one value, which is noisier than the gradient's norm
+
+INNOCENT, GUILTY, UNSURE = 0, 1, 2
+
+
+def excess(parts: list[QuantizedBlocks], recomputed: Tensor, layout: PartLayout) -> float:
+    """Largest relative excess of a committed gradient over a recomputed one, over all parts together and each alone.
+
+    parts: the committed encodings, in order. recomputed: float32 [d]. Returns a ratio to compare with the tolerance T of the
+    contract: up to T passes, above 2 T is guilty, a validator accuses above 4 T. Infinite where nothing can be compared.
+    """
+    if not bool(torch.isfinite(recomputed).all()):
+        return math.inf
+    reference = recomputed.double()
+    norm = float(reference.norm())
+    if norm == 0.0:
+        return 0.0 if all(not bool(part.codes.any()) for part in parts) else math.inf
+    part_floor = PART_FLOOR * norm / math.sqrt(len(parts))
+    value_floor = PART_FLOOR * norm / math.sqrt(layout.numel)
+    total, worst = 0.0, 0.0
+    for index, part in enumerate(parts):
+        start, end = layout.bounds(index)
+        expected = reference[start:end]
+        decoded = dequantize_blockwise(part)[: end - start].double()
+        half_step = part.scales.double().repeat_interleave(BLOCK)[: end - start] * (SLACK / 2)
+        outside = float(((decoded - expected).abs() - half_step).clamp_(min=0).norm())
+        total += outside**2
+        worst = max(worst, outside / max(float(expected.norm()), part_floor))
+        worst = max(worst, _scale_error(part, expected, value_floor) / SCALE_FACTOR)
+    return max(worst, math.sqrt(total) / norm)
+
+
+def _scale_error(part: QuantizedBlocks, expected: Tensor, floor: float) -> float:
+    """Largest relative error of a block's scale against absmax / 127 of the recomputed block."""
+    padded = torch.zeros(len(part.scales) * BLOCK, dtype=torch.float64)
+    padded[: len(expected)] = expected
+    absmax = padded.view(-1, BLOCK).abs().amax(1)
+    error = (part.scales.double() * 127 - absmax).abs()
+    return float((error / absmax.clamp(min=floor)).max())
+
+
+@dataclass
+class Check:
+    """Base of a running check: feed it what it asked for until `outcome` is there."""
+
+    token: str
+    outcome: str | None = field(default=None, init=False)  # see the subclasses
+    waiting: set[bytes] = field(default_factory=set, init=False)
+    blobs: dict[bytes, bytes] = field(default_factory=dict, init=False)
+
+    def blob(self, hash: bytes, data: bytes | None) -> list[Effect]:
+        """A blob that a FetchBlob asked for; None when nobody has it."""
+        if hash not in self.waiting:
+            return []
+        self.waiting.discard(hash)
+        if data is None:
+            self.outcome = "unavailable"
+            return []
+        self.blobs[hash] = data
+        return [] if self.waiting else self.complete()
+
+    def _fetch(self, wanted: Mapping[bytes, tuple[PeerId, ...]]) -> list[Effect]:
+        self.waiting = set(wanted)
+        return [FetchBlob(hash, sources) for hash, sources in wanted.items()]
+
+    def complete(self) -> list[Effect]:
+        """Every blob is there."""
+        raise NotImplementedError
+
+
+@dataclass
+class GradientCheck(Check):
+    """Recompute `accused`'s gradient of a round. Outcome: 'equal', 'unavailable', or 'measured' with `excess`."""
+
+    commit: Message
+    roles: Roles
+    batch_seed: bytes
+    excess: float = field(default=0.0, init=False)
+    gradient: Tensor | None = field(default=None, init=False)
+    x: bytes = field(default=b"", init=False)  # parameters of that round, float32, for the evidence
+
+    def start(self) -> list[Effect]:
+        """Ask for the recomputation; bytes are fetched only if the hashes differ."""
+        return [Recompute(self.token, self.roles.round, self.batch_seed)]
+
+    @property
+    def leaves(self) -> tuple[bytes, ...]:
+        """Hashes of the committed parts."""
+        assert isinstance(self.commit.body, Commit)
+        return self.commit.body.leaves
+
+    def recomputed(self, gradient: Tensor | None, x: Tensor | None) -> list[Effect]:
+        """The oracle's answer: hashes first, on equal hardware nothing is fetched."""
+        if gradient is None or x is None:
+            self.outcome = "unavailable"
+            return []
+        self.gradient, self.x = gradient, x.numpy().tobytes()
+        layout = self.roles.layout
+        return [Work(self.token, lambda: [digest(part) for part in encode_gradient(gradient, layout) or []])]
+
+    def work_done(self, result: object) -> list[Effect]:
+        """Hashes of the recomputed encoding, then the excess."""
+        if isinstance(result, float):
+            self.excess, self.outcome = result, "measured"
+            return []
+        if result == list(self.leaves):
+            self.outcome = "equal"
+            return []
+        sender = self.commit.sender
+        return self._fetch({
+            leaf: (sender, *([self.roles.owners[part]] if self.roles.owners[part] != sender else []))
+            for part, leaf in enumerate(self.leaves)
+        })  # fmt: skip
+
+    def complete(self) -> list[Effect]:
+        """Measure by how much the committed bytes lie outside."""
+        assert self.gradient is not None
+        layout, gradient = self.roles.layout, self.gradient
+        opened = [open_part(self.blobs[leaf], layout.part_numel(p)) for p, leaf in enumerate(self.leaves)]
+        parts = [part for part in opened if part is not None]
+        if len(parts) != len(opened):
+            self.outcome = "unavailable"  # an illegal encoding has its own evidence
+            return []
+        return [Work(self.token, lambda: excess(parts, gradient, layout))]
+
+    def vote(self, tolerance: float) -> Literal[0, 1, 2]:
+        """Innocent up to T, guilty above 2 T, else unsure."""
+        if self.outcome == "equal" or (self.outcome == "measured" and self.excess <= tolerance):
+            return INNOCENT  # type: ignore[return-value]
+        guilty = self.outcome == "measured" and self.excess > 2 * tolerance
+        return GUILTY if guilty else UNSURE  # type: ignore[return-value]
+
+
+@dataclass
+class PartCheck(Check):
+    """Reduce a part again from the committed bytes, tolerance zero. Outcome: 'equal', 'unavailable' or 'wrong'."""
+
+    part: int
+    numel: int
+    result: Message
+    leaves: dict[PeerId, bytes]  # the contributors' leaf of this part
+    sources: tuple[PeerId, ...]
+    rule: Rule
+
+    def start(self) -> list[Effect]:
+        """Fetch the part of every contributor from whoever keeps it."""
+        wanted: dict[bytes, tuple[PeerId, ...]] = {}
+        for worker, leaf in self.leaves.items():
+            wanted[leaf] = (*self.sources, worker)
+        return self._fetch(wanted) if wanted else self.complete()
+
+    def complete(self) -> list[Effect]:
+        """Reduce again."""
+        inputs = {worker: self.blobs[leaf] for worker, leaf in self.leaves.items()}
+        numel, rule = self.numel, self.rule
+        return [Work(self.token, lambda: reduce_committed(inputs, numel, rule))]
+
+    def work_done(self, result: object) -> list[Effect]:
+        """Compare with what the aggregator signed."""
+        body = self.result.body
+        right = getattr(result, "data", b"")
+        coefficients = getattr(result, "coefficients", ())
+        same = digest(right) == body.hash and coefficients == body.coefficients  # type: ignore[union-attr]
+        self.outcome = "equal" if same else "wrong"
+        return []

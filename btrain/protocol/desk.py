@@ -1,0 +1,121 @@
+"""The signing desk of one peer: one statement per slot, and the effects in the order in which they must happen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from btrain.identity import SigningKey
+from btrain.protocol.agreement_messages import Final, Lock, Proposal, Quit, Vote
+from btrain.protocol.effects import Effect, Event, PersistSigned, Send
+from btrain.protocol.encoding import ZERO, PeerId, encode
+from btrain.protocol.messages import (
+    PROTOCOL_VERSION,
+    Accusation,
+    Charge,
+    Commit,
+    GenesisSignature,
+    Join,
+    Kind,
+    Leave,
+    Message,
+    Missing,
+    Result,
+    Reveal,
+    Statement,
+    Verifier,
+    sign,
+    slot_key,
+)  # fmt: skip
+from btrain.protocol.packets import AnyPacket, Envelopes, encode_packet
+
+KINDS: dict[type[msgspec.Struct], Kind] = {
+    Commit: "commit", Missing: "missing", Result: "result", Reveal: "reveal", Vote: "vote", Quit: "quit", Lock: "lock",
+    Proposal: "proposal", Final: "final", Accusation: "accusation", Charge: "charge", Join: "join", Leave: "leave",
+    GenesisSignature: "genesis",
+}  # fmt: skip
+
+
+@dataclass
+class Desk:
+    """Signs for `key` in `run` and collects effects. `signed` holds every envelope of the rounds still open."""
+
+    key: SigningKey
+    run: bytes
+    verifier: Verifier
+    group: int = 0
+    signed: dict[bytes, Message] = field(default_factory=dict)
+    effects: list[Effect] = field(default_factory=list)
+    conflicts: list[tuple[Message, Message]] = field(default_factory=list)
+    _seen: dict[bytes, Message] = field(default_factory=dict)
+
+    @property
+    def me(self) -> PeerId:
+        """This peer."""
+        return self.key.public_key
+
+    def emit(self, *effects: Effect) -> None:
+        """Add effects after those already there."""
+        self.effects.extend(effects)
+
+    def take(self) -> list[Effect]:
+        """The effects so far, in order."""
+        taken, self.effects = self.effects, []
+        return taken
+
+    def event(self, name: str, **fields: object) -> None:
+        """Log something."""
+        self.emit(Event(name, dict(fields)))
+
+    def statement(
+        self, body: msgspec.Struct, *, prev: bytes, round: int, attempt: int = 0, index: int = 0, ctx: bytes = ZERO
+    ) -> Statement:
+        """The statement that would be signed."""
+        kind = KINDS[type(body)]
+        return Statement(
+            PROTOCOL_VERSION, self.run, self.group, prev, round, attempt, kind, index, self.me, ctx, encode(body)
+        )
+
+    def sign(self, statement: Statement) -> Message:
+        """Sign a statement, or give what was signed in its slot before: a slot is signed once, also over restarts."""
+        slot = slot_key(statement)
+        known = self.signed.get(slot)
+        if known is not None:
+            return known
+        message = sign(self.key, statement)
+        self.signed[slot] = message
+        self.emit(PersistSigned(slot, statement.round, message.data))
+        return message
+
+    def signed_before(self, statement: Statement) -> Message | None:
+        """What was signed in the statement's slot, if anything."""
+        return self.signed.get(slot_key(statement))
+
+    def send(self, packet: AnyPacket, to: PeerId | None = None) -> None:
+        """Send a packet to one peer, or to all connected members."""
+        self.emit(Send(encode_packet(packet), to))
+
+    def broadcast(self, *messages: Message) -> None:
+        """Send signed statements to all connected members."""
+        self.send(Envelopes(tuple(message.data for message in messages)))
+
+    def notice(self, message: Message) -> bool:
+        """Compare with what is known of the slot; False for a second statement, which is set aside as a conflict."""
+        known = self._seen.setdefault(message.slot, message)
+        if known.statement == message.statement:
+            return True
+        if all(second.statement != message.statement for _, second in self.conflicts):
+            self.conflicts.append((known, message))
+        return False
+
+    def restore(self, envelopes: Mapping[bytes, bytes]) -> None:
+        """Take back what was signed before a restart."""
+        for slot, data in envelopes.items():
+            self.signed[slot] = self.verifier.open(data, self.run, self.group)
+
+    def forget(self, before_round: int) -> None:
+        """Drop the envelopes of rounds that are over."""
+        self.signed = {k: m for k, m in self.signed.items() if m.statement.round >= before_round}
+        self._seen = {k: m for k, m in self._seen.items() if m.statement.round >= before_round}

@@ -1,0 +1,207 @@
+"""Evidence: a bundle of signed statements and bytes that shows a misdeed to anybody who has nothing but the bundle.
+
+The genesis in the bundle hashes to the run's id that every statement names, so sizes and rule are the founders', not the
+accuser's. `verify_evidence` says whether the bundle proves itself or rests on the votes of a quorum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from btrain.aggregation import Rule
+from btrain.kernels import IllegalEncoding, QuantizedBlocks
+from btrain.protocol.contribution import contribution_of
+from btrain.protocol.encoding import MEMBERS_MAX, U32, Hash, PeerId, Record, decode, digest, encode
+from btrain.protocol.errors import InvalidEvidence, RemoteProtocolError
+from btrain.protocol.ledger import Contribution, Genesis, items_digest, open_genesis
+from btrain.protocol.messages import PARTS_MAX, Charge, Commit, Message, Result, Text, Verifier
+from btrain.protocol.reduction import open_part, reduce_committed
+from btrain.protocol.roles import PartLayout
+
+EVIDENCE_BYTES_MAX = 2**31 - 1
+
+
+class Evidence(Record, frozen=True):
+    """The file format of an evidence bundle, and what a charge's hash is the hash of."""
+
+    version: Literal[1]
+    genesis: Annotated[bytes, msgspec.Meta(max_length=60 * 1024)]
+    accused: Hash
+    round: U32
+    deed: Text
+    envelopes: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=4 * MEMBERS_MAX)]
+    blobs: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=PARTS_MAX)]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a bundle shows. `proof`: 'bytes' needs nobody's word; 'votes' is what a quorum attested."""
+
+    accused: PeerId
+    round: int
+    deed: str
+    proof: Literal["bytes", "votes"]
+    text: str
+
+
+RuleOf = Callable[[Genesis], Rule]
+
+
+def open_evidence(data: bytes) -> Evidence:
+    """Decode a bundle."""
+    return decode(Evidence, data, EVIDENCE_BYTES_MAX)
+
+
+def verify_evidence(evidence: Evidence, verifier: Verifier, rule_of: RuleOf) -> Finding:
+    """Check a bundle from nothing.
+
+    Raises:
+        InvalidEvidence: says which step of the proof fails.
+    """
+    check = _CHECKS.get(evidence.deed)
+    if check is None:
+        raise InvalidEvidence(f"unknown deed {evidence.deed!r}")
+    try:
+        genesis = open_genesis(evidence.genesis)
+        messages = [verifier.open(data, genesis.run) for data in evidence.envelopes]
+    except RemoteProtocolError as error:
+        raise InvalidEvidence(f"{evidence.deed}: {error.reason}") from error
+    if not messages:
+        raise InvalidEvidence(f"{evidence.deed}: holds no signed statement")
+    first = messages[0]
+    if first.sender != evidence.accused or first.statement.round != evidence.round:
+        raise InvalidEvidence(f"{evidence.deed}: the first statement is not the accused's of round {evidence.round}")
+    proof, text = check(evidence, genesis, messages, rule_of)
+    return Finding(evidence.accused, evidence.round, evidence.deed, proof, text)
+
+
+Proof = tuple[Literal["bytes", "votes"], str]
+
+
+def _require(holds: bool, text: str) -> None:
+    if not holds:
+        raise InvalidEvidence(text)
+
+
+def _equivocation(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
+    _require(len(messages) == 2, "equivocation: needs two statements")
+    one, other = messages
+    _require(one.slot == other.slot, "equivocation: the statements are for different slots")
+    _require(one.statement != other.statement, "equivocation: the statements are the same")
+    return "bytes", f"signed two different {one.statement.kind} statements for one slot of round {evidence.round}"
+
+
+def _committed_part(evidence: Evidence, genesis: Genesis, commit: Message) -> tuple[int, bytes]:
+    """(numel, bytes) of a part that the commit names."""
+    _require(isinstance(commit.body, Commit), f"{evidence.deed}: needs a Commit")
+    assert isinstance(commit.body, Commit)
+    _require(len(evidence.blobs) == 1, f"{evidence.deed}: needs the bytes of one part")
+    blob = evidence.blobs[0]
+    leaves = commit.body.leaves
+    _require(digest(blob) in leaves, f"{evidence.deed}: the bytes are not those that were committed")
+    layout = PartLayout(genesis.numel, len(leaves))
+    return layout.part_numel(leaves.index(digest(blob))), blob
+
+
+def _illegal_encoding(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
+    numel, blob = _committed_part(evidence, genesis, messages[0])
+    try:
+        QuantizedBlocks.from_bytes(blob, numel)
+    except IllegalEncoding as error:
+        return "bytes", f"committed to an illegal encoding: {error}"
+    raise InvalidEvidence("illegal_encoding: the committed bytes are a legal encoding")
+
+
+def _illegal_result(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
+    """Result by the accused, the Commit of anyone (for the number of parts), and the bytes."""
+    result = messages[0].body
+    _require(isinstance(result, Result), "illegal_result: needs a Result")
+    assert isinstance(result, Result)
+    contribution, layout = _decided(messages)
+    _require(items_digest("contributors", messages[0].statement.prev, contribution[1]) == messages[0].statement.ctx,
+             "illegal_result: the commits are not those the result names")  # fmt: skip
+    _require(len(evidence.blobs) == 1 and digest(evidence.blobs[0]) == result.hash, "illegal_result: other bytes")
+    numel = PartLayout(genesis.numel, layout).part_numel(result.part) if result.part < layout else -1
+    try:
+        QuantizedBlocks.from_bytes(evidence.blobs[0], numel)
+    except IllegalEncoding as error:
+        return "bytes", f"signed a result that is no legal encoding: {error}"
+    raise InvalidEvidence("illegal_result: the bytes are a legal encoding")
+
+
+def _decided(messages: list[Message]) -> tuple[tuple[Contribution, dict[str, bytes]], int]:
+    """The contributors' decision that the statements after the first make up, and its number of parts."""
+    contribution, items = contribution_of(messages[1:])
+    sizes = {len(message.body.leaves) for message in contribution.commits.values()
+             if isinstance(message.body, Commit) and message.body.leaves}  # fmt: skip
+    _require(len(sizes) == 1, "the commits disagree about the number of parts")
+    return (contribution, items), sizes.pop()
+
+
+def _wrong_reduction(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
+    """Result by the accused, then every statement of the contributors' decision, and the part of each contributor."""
+    result = messages[0].body
+    _require(isinstance(result, Result), "wrong_reduction: needs a Result")
+    assert isinstance(result, Result)
+    (contribution, items), parts = _decided(messages)
+    _require(items_digest("contributors", messages[0].statement.prev, items) == messages[0].statement.ctx,
+             "wrong_reduction: the commits are not those the result names")  # fmt: skip
+    _require(result.part < parts, "wrong_reduction: there is no such part")
+    by_hash = {digest(blob): blob for blob in evidence.blobs}
+    inputs: dict[PeerId, bytes] = {}
+    for worker in contribution.workers:
+        commit = contribution.commits[worker].body
+        assert isinstance(commit, Commit)
+        _require(commit.leaves[result.part] in by_hash, f"wrong_reduction: the part of {worker.hex()[:8]} is missing")
+        inputs[worker] = by_hash[commit.leaves[result.part]]
+    numel = PartLayout(genesis.numel, parts).part_numel(result.part)
+    right = reduce_committed(inputs, numel, rule_of(genesis))
+    wrong = digest(right.data) != result.hash or tuple(right.coefficients) != result.coefficients
+    _require(wrong, "wrong_reduction: the result is what the committed parts give")
+    return (
+        "bytes",
+        f"the reduction of part {result.part} in round {evidence.round} is not what the committed parts give",
+    )
+
+
+def _false_charge(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
+    charge = messages[0].body
+    _require(isinstance(charge, Charge), "false_charge: needs a Charge")
+    assert isinstance(charge, Charge)
+    _require(len(evidence.blobs) == 1 and digest(evidence.blobs[0]) == charge.evidence, "false_charge: other bytes")
+    try:
+        inner = open_evidence(evidence.blobs[0])
+        _require(inner.deed != "false_charge", "false_charge: of a false charge")
+        finding = verify_evidence(inner, Verifier(), rule_of)
+    except RemoteProtocolError as error:
+        return "bytes", f"charged a peer on evidence that proves nothing: {error}"
+    if (finding.accused, finding.round, finding.deed) != (charge.accused, charge.round, charge.deed):
+        return "bytes", "charged a peer on evidence about something else"
+    raise InvalidEvidence("false_charge: the evidence holds")
+
+
+_Check = Callable[[Evidence, Genesis, list[Message], RuleOf], Proof]
+_CHECKS: Mapping[str, _Check] = {
+    "equivocation": _equivocation,
+    "illegal_encoding": _illegal_encoding,
+    "illegal_result": _illegal_result,
+    "wrong_reduction": _wrong_reduction,
+    "false_charge": _false_charge,
+}
+
+
+def bundle(
+    genesis: Genesis, accused: PeerId, round: int, deed: str, envelopes: list[Message], blobs: list[bytes]
+) -> bytes:
+    """Canonical bytes of a bundle; the first statement is the accused's own of `round`."""
+    evidence = Evidence(
+        1, encode(genesis), accused, round, deed, tuple(message.data for message in envelopes), tuple(blobs)
+    )
+    return encode(evidence)
+
+
+__all__ = ["Evidence", "Finding", "bundle", "open_evidence", "open_part", "verify_evidence"]

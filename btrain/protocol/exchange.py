@@ -1,0 +1,148 @@
+"""The bytes of a round at one member: its own parts, the parts it reduces, and everybody's reduced parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from btrain.aggregation import Rule
+from btrain.kernels import QuantizedBlocks, dequantize_blockwise
+from btrain.protocol.blobs import Blobs
+from btrain.protocol.desk import Desk
+from btrain.protocol.effects import FetchBlob, PushBlob, PutBlob, Work
+from btrain.protocol.encoding import PeerId, digest
+from btrain.protocol.ledger import Contribution, ResultEntry
+from btrain.protocol.messages import Commit, Message, Result
+from btrain.protocol.reduction import ReducedPart, open_part, reduce_committed
+from btrain.protocol.roles import Roles
+
+
+def leaf_of(commit: Message, part: int) -> bytes:
+    """Hash of the sender's encoded `part`."""
+    assert isinstance(commit.body, Commit)
+    return commit.body.leaves[part]
+
+
+def with_leaves(commits: Mapping[PeerId, Message]) -> tuple[PeerId, ...]:
+    """Members whose Commit carries a gradient, in member order."""
+    return tuple(peer for peer, m in sorted(commits.items()) if isinstance(m.body, Commit) and m.body.leaves)
+
+
+@dataclass
+class Exchange:
+    """Parts in, results out. Illegal bytes under a valid signature are left for the member to charge."""
+
+    roles: Roles
+    rule: Rule
+    desk: Desk
+    blobs: Blobs
+    opened: dict[bytes, QuantizedBlocks] = field(default_factory=dict)  # checked results by hash
+    illegal: list[tuple[str, Message, bytes]] = field(default_factory=list)  # (deed, statement, bytes)
+    clipped_share: float = 0.0
+    _started: set[tuple[bytes, int, int]] = field(default_factory=set)
+    _fetching: set[bytes] = field(default_factory=set)
+    _refused: set[bytes] = field(default_factory=set)
+    _kept: set[bytes] = field(default_factory=set)
+
+    # --- parts ---
+
+    def keep(self, hash: bytes, data: bytes) -> None:
+        """Take custody: in memory for the round, in the store for the custody period."""
+        if hash not in self._kept:
+            self._kept.add(hash)
+            self.blobs.keep(hash, data)
+            self.desk.emit(PutBlob(hash, data, self.roles.round))
+
+    def scatter(self, commit: Message) -> None:
+        """Send every part of the own gradient to its aggregator."""
+        assert isinstance(commit.body, Commit)
+        for part, leaf in enumerate(commit.body.leaves):
+            aggregator = self.roles.aggregator(part, 0)
+            if aggregator is not None and aggregator != self.desk.me:
+                self.desk.emit(PushBlob(aggregator, leaf))
+
+    def lacking(self, part: int, commits: Mapping[PeerId, Message], workers: Iterable[PeerId]) -> list[PeerId]:
+        """Workers whose bytes of `part` are not here."""
+        return [worker for worker in workers if self.blobs.get(leaf_of(commits[worker], part)) is None]
+
+    def pull(self, part: int, commits: Mapping[PeerId, Message], workers: Iterable[PeerId]) -> None:
+        """Ask the workers, then the first owner of the part, for what has not come."""
+        for worker in self.lacking(part, commits, workers):
+            self.fetch(leaf_of(commits[worker], part), (worker, self.roles.owners[part]))
+
+    def fetch(self, hash: bytes, sources: Iterable[PeerId]) -> None:
+        """Ask for a blob unless it is being asked for."""
+        if hash not in self._fetching:
+            self._fetching.add(hash)
+            self.desk.emit(FetchBlob(hash, tuple(dict.fromkeys(peer for peer in sources if peer != self.desk.me))))
+
+    def arrived(self, hash: bytes) -> None:
+        """A blob came, or nobody asked had it: it may be asked for again."""
+        self._fetching.discard(hash)
+
+    # --- reduction ---
+
+    def reduce(self, part: int, attempt: int, contribution: Contribution) -> None:
+        """Reduce a part over the contributors, all of whose bytes are here."""
+        key = (contribution.ctx, part, attempt)
+        if key in self._started:
+            return
+        self._started.add(key)
+        inputs: dict[PeerId, bytes] = {}
+        numel, rule = self.roles.layout.part_numel(part), self.rule
+        for worker in contribution.workers:
+            leaf = leaf_of(contribution.commits[worker], part)
+            data = self.blobs.get(leaf)
+            assert data is not None, "a reduction starts when every part is here"
+            inputs[worker] = data
+            self.keep(leaf, data)
+            if open_part(data, numel) is None:
+                self.illegal.append(("illegal_encoding", contribution.commits[worker], data))
+        token = f"round:{self.roles.round}:reduce:{part}:{attempt}:{contribution.ctx.hex()}"
+        self.desk.emit(Work(token, lambda: reduce_committed(inputs, numel, rule)))
+
+    def publish(self, reduced: ReducedPart, members: Iterable[PeerId]) -> bytes:
+        """Keep a reduced part and send it to all members, absent ones too: they follow. Returns its hash."""
+        hash = digest(reduced.data)
+        self.clipped_share = reduced.clipped_share
+        self.keep(hash, reduced.data)
+        for peer in members:
+            if peer != self.desk.me:
+                self.desk.emit(PushBlob(peer, hash))
+        return hash
+
+    # --- results ---
+
+    def open_result(self, message: Message) -> bool:
+        """Whether the bytes of a Result are here and legal; illegal ones are set aside as evidence."""
+        result = message.body
+        assert isinstance(result, Result)
+        if result.hash in self.opened:
+            return True
+        data = self.blobs.get(result.hash)
+        if data is None or result.hash in self._refused:
+            return False
+        opened = open_part(data, self.roles.layout.part_numel(result.part))
+        if opened is None:
+            self._refused.add(result.hash)
+            self.illegal.append(("illegal_result", message, data))
+            return False
+        self.opened[result.hash] = opened
+        self.keep(result.hash, data)
+        return True
+
+    def update(self, results: Iterable[ResultEntry]) -> Tensor:
+        """The decided parts put together, float32 [d]."""
+        out = torch.empty(self.roles.layout.numel)
+        for entry in results:
+            start, end = self.roles.layout.bounds(entry.part)
+            out[start:end] = dequantize_blockwise(self.opened[entry.hash])[: end - start]
+        return out
+
+    def release(self) -> None:
+        """Forget the round's bytes in memory; the store keeps them for the custody period."""
+        self.blobs.drop(self._kept)
+        self.opened.clear()

@@ -1,0 +1,30 @@
+"""What a simulated peer has on disk: all that survives its crash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from btrain.protocol.encoding import PeerId
+from btrain.protocol.packets import CertifiedBlock
+
+
+@dataclass
+class Disk:
+    """Durable state of one peer. The heap's crashes never lose a write: every write is fsynced before the next effect."""
+
+    signed: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # slot -> (round, envelope)
+    journal: list[tuple[int, str, bytes]] = field(default_factory=list)
+    blocks: list[CertifiedBlock] = field(default_factory=list)
+    blobs: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # hash -> (round, data)
+    checkpoints: dict[int, bytes] = field(default_factory=dict)  # round -> state bytes
+    evidence: list[tuple[PeerId, int, str, bytes]] = field(default_factory=list)
+
+    def read(self, round: int) -> CertifiedBlock | None:
+        """The certified block of a round."""
+        return self.blocks[round] if 0 <= round < len(self.blocks) else None
+
+    def prune(self, before_round: int) -> None:
+        """Forget what no open round and no custody needs."""
+        self.blobs = {hash: kept for hash, kept in self.blobs.items() if kept[0] >= before_round}
+        self.signed = {slot: kept for slot, kept in self.signed.items() if kept[0] >= before_round}
+        self.journal = [entry for entry in self.journal if entry[0] >= before_round]

@@ -1,0 +1,333 @@
+"""The simulator's shell around a `Member`: effects become packets, timers and computations in virtual time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from btrain.identity import SigningKey
+from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.effects import (
+    AppendBlock,
+    Apply,
+    CancelTimer,
+    Compute,
+    Drop,
+    Effect,
+    Event,
+    FetchBlob,
+    Halt,
+    Journal,
+    LoadState,
+    PersistSigned,
+    PushBlob,
+    PutBlob,
+    Recompute,
+    SaveEvidence,
+    Send,
+    SetTimer,
+    Work,
+)  # fmt: skip
+from btrain.protocol.encoding import PeerId
+from btrain.protocol.ledger import Charter, Genesis, LedgerState, check_certificate, open_block
+from btrain.protocol.member import Member, Membership
+from btrain.protocol.messages import Verifier
+from btrain.protocol.packets import CertifiedBlock
+from btrain.protocol.round import Round
+from btrain.simulation.disk import Disk
+from btrain.simulation.heap import NodeId, Port
+
+SNAPSHOT_ROUNDS = 4  # kept parameters for audits
+
+
+class Learner(Protocol):
+    """The learning side of a peer. x and gradients are float32 [d]."""
+
+    def parameters(self) -> Tensor:
+        """A copy of x."""
+
+    def gradient(self, x: Tensor, batch_seed: bytes, *, flip_labels: bool = False) -> Tensor:
+        """The gradient at x on the minibatch of a seed; pure."""
+
+    def apply(self, update: Tensor, step: int) -> None:
+        """Step the optimizer; `step` counts the steps after it."""
+
+    def state_bytes(self) -> bytes:
+        """Parameters and optimizer state, canonical."""
+
+    def load_state(self, data: bytes) -> None:
+        """Replace both."""
+
+
+@dataclass
+class Timings:
+    """How long things take, in virtual microseconds."""
+
+    compute_us: int = 50_000
+    compute_jitter_us: int = 10_000
+    work_us: int = 1_000
+    fetch_timeout_us: int = 2_000_000
+
+
+@dataclass
+class Identity:
+    """Everything that makes a simulated peer, and outlives its crashes."""
+
+    key: SigningKey
+    genesis: Genesis
+    charter: Charter
+    membership: Membership
+    make_learner: Callable[[], Learner]
+    behaviour: Behaviour
+    verifier: Verifier
+    contacts: tuple[PeerId, ...]
+    seed: int
+    timings: Timings = field(default_factory=Timings)
+    disk: Disk = field(default_factory=Disk)
+    events: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+
+
+@dataclass
+class _Fetch:
+    sources: list[PeerId]
+    attempt: int = 0
+
+
+class SimulatedPeer:
+    """A node of the heap. Rebuilt after every restart from its `Identity`."""
+
+    def __init__(self, port: Port, identity: Identity) -> None:
+        self.port, self.identity, self.disk = port, identity, identity.disk
+        self.random = random.Random(f"{identity.seed}/{identity.key.public_key.hex()}/{len(identity.events)}")
+        self.halted: Halt | None = None
+        self._later: dict[str, Callable[[int], list[Effect]]] = {}
+        self._counter = 0
+        self._fetches: dict[bytes, _Fetch] = {}
+        self._snapshots: dict[int, Tensor] = {}
+        self._connected: set[PeerId] = set()
+        self.now = 0
+        self.learner = identity.make_learner()
+        state, x_round = self._load()
+        self.x_round = x_round
+        self._snapshots[x_round] = self.learner.parameters()
+        self.member = Member(
+            identity.key, state, identity.membership, self.disk, x_round=x_round, behaviour=identity.behaviour,
+            verifier=identity.verifier, draw=self.random.randrange,
+        )  # fmt: skip
+
+    def _load(self) -> tuple[LedgerState, int]:
+        """The ledger, verified again, and the latest checkpoint that it covers."""
+        identity = self.identity
+        state = LedgerState.start(identity.genesis, identity.charter)
+        for certified in self.disk.blocks:
+            block = open_block(certified.block)
+            check_certificate(block, certified.certificate, state, identity.verifier)
+            state = state.advance(block)
+        usable = [round for round in self.disk.checkpoints if round <= state.round]
+        if not usable:
+            return state, 0
+        self.learner.load_state(self.disk.checkpoints[max(usable)])
+        return state, max(usable)
+
+    # --- the heap's node interface ---
+
+    def start(self, now: int) -> None:
+        """Begin, or begin again."""
+        self.now = now
+        open_round = self.member.state.round
+        signed = {slot: envelope for slot, (_, envelope) in self.disk.signed.items()}
+        journal = [(kind, data) for round, kind, data in self.disk.journal if round == open_round]
+        self._run(self.member.start(now, signed, journal))
+
+    def packet(self, src: NodeId, payload: object, now: int) -> None:
+        """Take a packet: control bytes, or a blob, or a request for one."""
+        self.now = now
+        assert isinstance(src, bytes) and isinstance(payload, tuple)
+        kind, *rest = payload
+        if kind == "control":
+            self._run(self.member.packet(src, rest[0], now))
+        elif kind == "push":
+            self._run(self.member.blob(rest[0], rest[1], src, now))
+        elif kind == "want":
+            kept = self.disk.blobs.get(rest[0])
+            self._transmit(src, ("gone", rest[0]) if kept is None else ("blob", rest[0], kept[1]))
+        elif kind == "blob" and self._fetches.pop(rest[0], None) is not None:
+            self._run(self.member.blob(rest[0], rest[1], None, now))
+        elif kind == "gone" and rest[0] in self._fetches:
+            self._next_source(rest[0])
+
+    def timer(self, name: str, now: int) -> None:
+        """A timer of the member, or the end of something that takes time."""
+        self.now = now
+        action = self._later.pop(name, None)
+        self._run(action(now) if action is not None else self.member.timer(name, now))
+
+    def connected(self, peer: NodeId, now: int) -> None:
+        """A peer can be reached (again)."""
+        self.now = now
+        assert isinstance(peer, bytes)
+        self._connected.add(peer)
+        self._run(self.member.connected(peer, now))
+
+    def leave(self, now: int) -> None:
+        """Give the seat up."""
+        self.now = now
+        self._run(self.member.leave(now))
+
+    # --- effects ---
+
+    def _run(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._execute(effect)
+
+    def _execute(self, effect: Effect) -> None:
+        match effect:
+            case Send(packet, to, delay_us):
+                self._send(packet, to, delay_us)
+            case PersistSigned(slot, round, envelope):
+                self.disk.signed[slot] = (round, envelope)
+            case Journal(kind, round, data):
+                self.disk.journal.append((round, kind, data))
+            case PutBlob(hash, data, round):
+                self.disk.blobs[hash] = (round, data)
+            case PushBlob(to, hash):
+                if hash in self.disk.blobs:
+                    self._transmit(to, ("push", hash, self.disk.blobs[hash][1]))
+            case FetchBlob(hash, sources):
+                self._fetch(hash, sources)
+            case SetTimer(name, at_us):
+                self.port.set_timer(name, at_us)
+            case CancelTimer(name):
+                self.port.cancel_timer(name)
+            case Event(name, fields):
+                self.identity.events.append((self.now, name, fields))
+            case AppendBlock(round, block, certificate):
+                assert round == len(self.disk.blocks), "blocks are appended in order"
+                self.disk.blocks.append(CertifiedBlock(block, certificate))
+                keep = self.identity.charter.custody_rounds + self.identity.charter.state_sync_every
+                self.disk.prune(round - keep)
+            case SaveEvidence(accused, round, deed, data):
+                self.disk.evidence.append((accused, round, deed, data))
+            case Halt():
+                self.halted = effect
+            case Drop():
+                self.identity.events.append((self.now, "drop", {"peer": effect.peer.hex(), "reason": effect.reason}))
+            case _:
+                self._compute(effect)
+
+    def _compute(self, effect: Effect) -> None:
+        timings = self.identity.timings
+        duration = timings.compute_us + self.random.randrange(timings.compute_jitter_us + 1)
+        match effect:
+            case Work(token, job):
+                result = job()
+                self._after(timings.work_us, lambda now: self.member.work_done(token, result, now))
+            case Compute(round, seed):
+                self._after(duration, lambda now: self._computed(round, seed, duration, now))
+            case Recompute(token, round, seed):
+                self._after(duration, lambda now: self._recomputed(token, round, seed, now))
+            case Apply(round, update, step, digest_due):
+                self._apply(round, update, step, digest_due)
+            case LoadState(round, data):
+                self.learner.load_state(data)
+                self._at(round)
+                self.disk.checkpoints[round] = data
+                self._after(timings.work_us, lambda now: self.member.state_loaded(round, now))
+
+    def _computed(self, round: int, seed: bytes, duration_us: int, now: int) -> list[Effect]:
+        open_round = self.member.round
+        if open_round is None or open_round.round != round or self.x_round != round:
+            return []
+        x = self._snapshots[round]
+        own = self.learner.gradient(x, seed)
+
+        def replay(batch_seed: bytes, *, flip_labels: bool = False) -> Tensor:
+            return self.learner.gradient(x, batch_seed, flip_labels=flip_labels)
+
+        gradient = self._behave(own, open_round, replay)
+        return self.member.computed(round, gradient, duration_us / 1e6, now)
+
+    def _behave(self, own: Tensor, round: Round, replay: Any) -> Tensor:
+        return self.identity.behaviour.gradient(own, round, replay)
+
+    def _recomputed(self, token: str, round: int, seed: bytes, now: int) -> list[Effect]:
+        x = self._snapshots.get(round)
+        gradient = None if x is None else self.learner.gradient(x, seed)
+        return self.member.recomputed(token, gradient, x, now)
+
+    def _apply(self, round: int, update: Tensor | None, step: int, digest_due: bool) -> None:
+        if update is not None:
+            self.learner.apply(update, step)
+        self._at(round + 1)
+        state = self.learner.state_bytes() if digest_due else None
+        if state is not None:
+            self.disk.checkpoints[round + 1] = state
+            self.disk.checkpoints = dict(sorted(self.disk.checkpoints.items())[-3:])
+        self._after(self.identity.timings.work_us, lambda now: self.member.applied(round, state, now))
+
+    def _at(self, round: int) -> None:
+        self.x_round = round
+        self._snapshots[round] = self.learner.parameters()
+        for old in [kept for kept in self._snapshots if kept + SNAPSHOT_ROUNDS <= round]:
+            del self._snapshots[old]
+
+    def _after(self, delay_us: int, action: Callable[[int], list[Effect]]) -> None:
+        self._counter += 1
+        name = f"later:{self._counter}"
+        self._later[name] = action
+        self.port.set_timer(name, self.now + delay_us)
+
+    # --- packets ---
+
+    def _send(self, packet: bytes, to: PeerId | None, delay_us: int) -> None:
+        receivers = [to] if to is not None else self._everybody()
+
+        def go(now: int) -> list[Effect]:
+            for peer in receivers:
+                self._transmit(peer, ("control", packet))
+            return []
+
+        if delay_us:
+            self._after(delay_us, go)
+        else:
+            go(self.now)
+
+    def _everybody(self) -> list[PeerId]:
+        return sorted(self._connected - {self.identity.key.public_key})
+
+    def _transmit(self, to: PeerId, payload: tuple[object, ...]) -> None:
+        size = sum(len(part) for part in payload if isinstance(part, bytes)) + 16
+        if to in self._connected:
+            self.port.send(to, payload, size)
+
+    def _fetch(self, hash: bytes, sources: tuple[PeerId, ...]) -> None:
+        kept = self.disk.blobs.get(hash)
+        if kept is not None:
+            self._after(1, lambda now: self.member.blob(hash, kept[1], None, now))
+        elif hash in self._fetches:
+            self._fetches[hash].sources += [peer for peer in sources if peer not in self._fetches[hash].sources]
+        else:
+            self._fetches[hash] = _Fetch(list(sources))
+            self._next_source(hash)
+
+    def _next_source(self, hash: bytes) -> None:
+        fetch = self._fetches[hash]
+        fetch.attempt += 1
+        attempt = fetch.attempt
+        if not fetch.sources:
+            del self._fetches[hash]
+            self._after(1, lambda now: self.member.blob(hash, None, None, now))
+            return
+        self._transmit(fetch.sources.pop(0), ("want", hash))
+
+        def expire(now: int) -> list[Effect]:
+            current = self._fetches.get(hash)
+            if current is not None and current.attempt == attempt:
+                self._next_source(hash)
+            return []
+
+        self._after(self.identity.timings.fetch_timeout_us, expire)
