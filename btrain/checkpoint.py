@@ -48,8 +48,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of a round durably, then remove all but the newest `keep`. Returns its folder.
 
-    A crash at any time leaves the checkpoints that were there. One of the same round is replaced. Raises StateError if
-    `state` is none, StorageFull, StorageError.
+    A crash at any time leaves the older checkpoints. One of the same round stays if it is the same and intact, else it
+    is replaced. Raises StateError if `state` is none, StorageFull, StorageError.
     """
     if keep < 1 or round_number < 0:
         raise ConfigError(f"checkpoints: cannot keep {keep} of round {round_number}")
@@ -62,6 +62,8 @@ def save_checkpoint(
     }
     files[MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
     path = directory / f"round-{round_number:08d}"
+    if _is_intact(path, files[MANIFEST]):
+        return path
     unfinished = directory / f".{path.name}.new"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if found.hex() != state_digest:
         raise _damaged(path / STATE, "the state's digest is not the one in the manifest")
     return Checkpoint(path, round_number, files[STATE], found, files[BLOCK], files[CERTIFICATE])
+
+
+def _is_intact(path: Path, manifest: bytes) -> bool:
+    """Whether the checkpoint with exactly this manifest is there already."""
+    try:
+        return path.exists() and _read(path / MANIFEST, MANIFEST_BYTES_MAX) == manifest and bool(load_checkpoint(path))
+    except DamagedCheckpoint:
+        return False
 
 
 def _read_manifest(path: Path) -> tuple[int, str, dict[str, str]]:

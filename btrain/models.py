@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from btrain.data.entry_point import load_entry_point
+from btrain.data.entry_point import call_entry_point
 from btrain.data.source import Source
 from btrain.errors import ConfigError
 
@@ -219,8 +219,8 @@ def _classes(source: Source, name: str) -> int:
 
 
 def _from_entry_point(config: Mapping[str, Any], base: Path | None) -> nn.Module:
-    name, arguments = config["entry_point"], config.get("args") or {}
-    model = load_entry_point(name, "model.entry_point", base)(**arguments)
+    name = config["entry_point"]
+    model = call_entry_point(name, config.get("args") or {}, "model", base)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model.entry_point: {name} returned {type(model).__name__}, expected a torch.nn.Module")
     wrong = [path for path, parameter in model.named_parameters() if parameter.dtype != torch.float32]

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from btrain.errors import ConfigError
+
+
+def call_entry_point(name: object, arguments: object, section: str, base: Path | None = None) -> Any:
+    """What the entry point `name` returns for the keyword arguments; `section` ("data", "model") is for errors.
+
+    Raises ConfigError for whatever is wrong with name and arguments; an error inside the function is the user's to see.
+    """
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise ConfigError(f"{section}.entry_point: expected a string, and {section}.args a mapping of its arguments")
+    function = load_entry_point(name, f"{section}.entry_point", base)
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{section}.args: wrong arguments for {name}: {error}") from error
+    return function(**arguments)
 
 
 def load_entry_point(name: str, key: str, base: Path | None = None) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from btrain.data.digits import open_digits
-from btrain.data.entry_point import load_entry_point
+from btrain.data.entry_point import call_entry_point
 from btrain.data.fashion_mnist import open_fashion_mnist
 from btrain.data.source import Source
 from btrain.data.text import open_stdlib_text, open_text_file
@@ -82,9 +82,7 @@ def _context(own: object, models: int | None) -> int:
 
 
 def _from_entry_point(name: object, args: object, base: Path | None) -> Source:
-    if not isinstance(name, str) or not isinstance(args, Mapping):
-        raise ConfigError("data.entry_point: expected a string, and data.args a mapping of its arguments")
-    source = load_entry_point(name, "data.entry_point", base)(**args)
+    source = call_entry_point(name, args, "data", base)
     if not isinstance(source, Source):
         raise ConfigError(f"data.entry_point: {name} returned {type(source).__name__}, expected a btrain.data.Source")
     return source
