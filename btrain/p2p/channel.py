@@ -10,7 +10,6 @@ dial, authenticate and open the stream.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import trio
 from libp2p.abc import IRawConnection, ISecureConn
@@ -30,6 +29,7 @@ from btrain.errors import BtrainError
 from btrain.identity import SigningKey, peer_id_bytes
 from btrain.p2p.errors import LinkLost, PeerViolation
 from btrain.p2p.limits import KIB, Traffic
+from btrain.p2p.tcp import TcpStream
 
 logger = logging.getLogger(__name__)
 # The library logs what strangers do as errors; without a handler these would be printed on the terminal.
@@ -41,7 +41,6 @@ FIRST_BYTE = 0x13  # the length of "/multistream/1.0.0\n", with which every libp
 _READ_BYTES = 64 * KIB
 _WINDOW_BYTES = 256 * KIB  # Yamux's initial window; it is kept at that, so that a peer can make us buffer no more
 _BUFFERED_BYTES_MAX = 2 * _WINDOW_BYTES  # the library itself buffers whatever comes, window or not
-_HANDSHAKE_BYTES_MAX = 64 * KIB
 _STREAMS_MAX = 8
 
 
@@ -53,56 +52,31 @@ class LibP2PKeys:
         self.noise = NoiseTransport(create_new_key_pair(key.seed), create_noise_key_pair().private_key)
 
 
-class TcpStream:
-    """A TCP connection as the library wants it: counted, buffered, and with a say over how much may come in."""
+class ControlStream:
+    """A Yamux stream with a window of constant size: the library's own reading widens it to as much as 16 MiB."""
 
-    def __init__(self, stream: trio.SocketStream, traffic: Traffic) -> None:
+    def __init__(self, muxer: Yamux, stream: YamuxStream) -> None:
+        self._muxer = muxer
         self._stream = stream
-        self._received = b""
-        self._offset = 0
-        self.traffic = traffic
-        self.admit: Callable[[], None] = self._admit_handshake
-        peername = stream.socket.getpeername()
-        self._remote = (str(peername[0]), int(peername[1]))
-
-    def _admit_handshake(self) -> None:
-        if self.traffic.control_received > _HANDSHAKE_BYTES_MAX:
-            raise PeerViolation("an endless handshake")
+        self._unacknowledged = 0
 
     async def read(self, n: int | None = None) -> bytes:
-        """Up to n bytes; empty at the end. The library reads in bits of 2 and 12 bytes, hence the buffer."""
-        if self._offset == len(self._received):
-            try:
-                self._received = await self._stream.receive_some(_READ_BYTES)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return b""
-            self._offset = 0
-            self.traffic.control_received += len(self._received)
-            self.admit()
-        end = len(self._received) if n is None else min(self._offset + n, len(self._received))
-        data = self._received[self._offset : end]
-        self._offset = end
+        """Up to n bytes, at least one; raises what the library raises at the end."""
+        data = await self._muxer.read_stream(self._stream.stream_id, n or _READ_BYTES)
+        self._unacknowledged += len(data)
+        if self._unacknowledged >= _WINDOW_BYTES // 2:
+            self._stream.recv_window += self._unacknowledged
+            await self._stream.send_window_update(self._unacknowledged)
+            self._unacknowledged = 0
         return data
 
     async def write(self, data: bytes) -> None:
-        """Send all; raises LinkLost."""
-        try:
-            await self._stream.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise LinkLost(f"the connection broke: {error}") from None
-        self.traffic.control_sent += len(data)
+        """Send all; raises what the library raises."""
+        await self._stream.write(data)
 
     async def close(self) -> None:
         """Close at once."""
-        self.abort()
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._stream.socket.close()
-
-    def get_remote_address(self) -> tuple[str, int]:
-        """Host and port of the other end."""
-        return self._remote
+        await self._stream.reset()
 
 
 class Channel:
@@ -113,27 +87,21 @@ class Channel:
         self.dialled = dialled
         self._tcp = tcp
         self._muxer = muxer
-        self._stream: YamuxStream | None = None
+        self._stream: ControlStream | None = None
         self._opened = trio.Event()
         self._scope = trio.CancelScope()
-        self._unacknowledged = 0
         self._violation: PeerViolation | None = None
+        self._violated = trio.Event()
 
     async def read(self) -> bytes:
         """Some bytes; raises LinkLost at the end of the stream."""
-        stream = self._open_stream()
         try:
-            data = await self._muxer.read_stream(stream.stream_id, _READ_BYTES)
-            self._unacknowledged += len(data)
-            if self._unacknowledged >= _WINDOW_BYTES // 2:
-                stream.recv_window += self._unacknowledged
-                await stream.send_window_update(self._unacknowledged)
-                self._unacknowledged = 0
+            data = await self._open_stream().read()
         except BtrainError:
             raise
         except Exception as error:  # noqa: BLE001 - the library has no common base for what reading raises
             logger.debug("reading ended by %s", _said(error))
-            raise self._violation or LinkLost("the connection was closed") from None
+            raise LinkLost("the connection was closed") from None
         if not data:
             raise LinkLost("the connection was closed")
         return data
@@ -147,6 +115,11 @@ class Channel:
         except Exception as error:  # noqa: BLE001 - as above
             logger.debug("writing ended by %s", _said(error))
             raise LinkLost("the connection was closed") from None
+
+    async def violation(self) -> PeerViolation:
+        """Wait for what the peer does against the rules of the muxer."""
+        await self._violated.wait()
+        return self._violation or PeerViolation("unknown")
 
     def close(self) -> None:
         """Close at once and end the tasks underneath."""
@@ -163,7 +136,7 @@ class Channel:
         traffic.control_received += self._tcp.traffic.control_received
         self._tcp.traffic = traffic
 
-    def _open_stream(self) -> YamuxStream:
+    def _open_stream(self) -> ControlStream:
         if self._stream is None:
             raise LinkLost("the control stream is not open")
         return self._stream
@@ -171,8 +144,12 @@ class Channel:
     def _admit(self) -> None:
         buffered = sum(len(buffer) for buffer in self._muxer.stream_buffers.values())
         if buffered > _BUFFERED_BYTES_MAX:
-            self._violation = PeerViolation(f"flow control ignored: {buffered} bytes sent beyond the window")
-            raise self._violation
+            raise self._accused(f"flow control ignored: {buffered} bytes sent beyond the window")
+
+    def _accused(self, of: str) -> PeerViolation:
+        self._violation = self._violation or PeerViolation(of)
+        self._violated.set()
+        return self._violation
 
     async def _run(self) -> None:
         """Pump the muxer until the connection ends; an exception in it ends this connection and nothing else."""
@@ -185,6 +162,10 @@ class Channel:
                     nursery.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this connection
             logger.debug("connection ended by %s", _said(error))
+        except BaseExceptionGroup as group:  # the same while we are being cancelled: only the cancellation goes on
+            _, cancelled = group.split(Exception)
+            if cancelled is not None:
+                raise cancelled from None
         finally:
             self._tcp.abort()
 
@@ -192,33 +173,36 @@ class Channel:
         for _ in range(_STREAMS_MAX):
             nursery.start_soon(self._negotiate, await self._muxer.accept_stream())
         await self._muxer.accept_stream()
-        self._violation = PeerViolation(f"more than {_STREAMS_MAX} streams opened")
+        self._accused(f"more than {_STREAMS_MAX} streams opened")
         self._tcp.abort()
 
     async def _negotiate(self, stream: YamuxStream) -> None:
-
         if self.dialled or self._stream is not None:
             await stream.reset()
             return
+        control = ControlStream(self._muxer, stream)
         try:
-            await Multiselect({TProtocol(CONTROL_PROTOCOL): None}).negotiate(MultiselectCommunicator(stream))
+            await Multiselect({TProtocol(CONTROL_PROTOCOL): None}).negotiate(_communicator(control))
         except Exception as error:  # noqa: BLE001 - a stream for another protocol, or junk: this stream only
             logger.debug("stream refused: %s", _said(error))
             await stream.reset()
             return
         if self._stream is None:
-            self._stream = stream
+            self._stream = control
             self._opened.set()
 
     async def _open(self) -> None:
-
         await self._muxer.event_started.wait()
         if not self.dialled:
             await self._opened.wait()
             return
-        stream = await self._muxer.open_stream()
-        await MultiselectClient().select_one_of([TProtocol(CONTROL_PROTOCOL)], MultiselectCommunicator(stream))
-        self._stream = stream
+        control = ControlStream(self._muxer, await self._muxer.open_stream())
+        await MultiselectClient().select_one_of([TProtocol(CONTROL_PROTOCOL)], _communicator(control))
+        self._stream = control
+
+
+def _communicator(stream: ControlStream) -> MultiselectCommunicator:
+    return MultiselectCommunicator(stream)  # type: ignore[arg-type]
 
 
 async def open_channel(keys: LibP2PKeys, stream: trio.SocketStream, dialled: bool, nursery: trio.Nursery) -> Channel:
@@ -245,7 +229,6 @@ async def open_channel(keys: LibP2PKeys, stream: trio.SocketStream, dialled: boo
 
 
 async def _authenticate(keys: LibP2PKeys, tcp: TcpStream, dialled: bool) -> ISecureConn:
-
     raw: IRawConnection = RawConnection(tcp, dialled)  # type: ignore[arg-type]
     await _select(raw, NOISE, dialled)
     pattern = keys.noise.get_pattern()
@@ -253,7 +236,6 @@ async def _authenticate(keys: LibP2PKeys, tcp: TcpStream, dialled: bool) -> ISec
 
 
 async def _muxer(session: ISecureConn, dialled: bool) -> Yamux:
-
     await _select(session, YAMUX, dialled)
     return Yamux(session, session.get_remote_peer(), is_initiator=dialled)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,22 @@ from collections.abc import Callable
 from btrain.p2p.bulk_frames import BYE, BYE_ACK, CHUNK_BYTES, DATA, HEADER
 from btrain.p2p.errors import PeerViolation
 from btrain.p2p.limits import Budget, Limits, Rate
+
+
+class _Store:
+    """Room for a blob: filled piece by piece, then turned into bytes without a copy (which BytesIO can, in CPython)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._file = io.BytesIO(bytes(size))
+
+    def view(self, offset: int, length: int) -> memoryview:
+        """A piece to write into; to be dropped before `data`."""
+        return self._file.getbuffer()[offset : offset + length]
+
+    def data(self) -> bytes:
+        """The whole."""
+        return self._file.getvalue()
 
 
 class Receiver:
@@ -27,11 +44,11 @@ class Receiver:
         self._header = bytearray(HEADER.size)
         self._in_header = True
         self._wanted: int | None = None  # bytes that a budget must grant before the payload is read
-        self._blob = bytearray()
+        self._blob = _Store(0)
         self._blob_hash = b""
         self._digest = hashlib.sha256()
         self._offset = 0  # where the payload of the current frame begins in its blob
-        self._small: tuple[bytes, bytearray] | None = None
+        self._small: tuple[bytes, _Store] | None = None
         self.target = memoryview(self._header)
         self.blocked = False
         self.bye_received = False
@@ -56,9 +73,9 @@ class Receiver:
 
     def release(self) -> None:
         """Return what is held for a blob that will never be whole; delivered ones come back through `give`."""
-        partial = len(self._blob) if self._blob_hash else 0
+        partial = self._blob.size if self._blob_hash else 0
         if self._small is not None:
-            partial += len(self._small[1])
+            partial += self._small[1].size
         if partial:
             self.give(partial)
 
@@ -117,7 +134,7 @@ class Receiver:
             return False
         if not self._blob_hash:
             return False
-        if blob_hash != self._blob_hash or size != len(self._blob) or self._offset + length > size:
+        if blob_hash != self._blob_hash or size != self._blob.size or self._offset + length > size:
             raise PeerViolation("a chunk that does not continue the blob under way")
         return True
 
@@ -125,13 +142,13 @@ class Receiver:
         _, length, size, blob_hash = HEADER.unpack(self._header)
         self._in_header = False
         if length == size:
-            self._small = (blob_hash, bytearray(size))
-            self.target = memoryview(self._small[1])
+            self._small = (blob_hash, _Store(size))
+            self.target = self._small[1].view(0, size)
         else:
             if not self._blob_hash:
-                self._blob, self._blob_hash, self._offset = bytearray(size), blob_hash, 0
+                self._blob, self._blob_hash, self._offset = _Store(size), blob_hash, 0
                 self._digest = hashlib.sha256()
-            self.target = memoryview(self._blob)[self._offset : self._offset + length]
+            self.target = self._blob.view(self._offset, length)
         if not length:
             self._end_payload()
 
@@ -139,17 +156,18 @@ class Receiver:
         self._in_header = True
         self.target = memoryview(self._header)
         if self._small is not None:
-            blob_hash, data = self._small
+            blob_hash, store = self._small
+            data = store.data()
             self._check(blob_hash, hashlib.sha256(data).digest())
             self._small = None
-            self._deliver(blob_hash, bytes(data))
+            self._deliver(blob_hash, data)
             return
         _, length, size, blob_hash = HEADER.unpack(self._header)
-        self._digest.update(memoryview(self._blob)[self._offset : self._offset + length])
+        self._digest.update(self._blob.view(self._offset, length))
         self._offset += length
         if self._offset == size:
             self._check(blob_hash, self._digest.digest())
-            whole, self._blob, self._blob_hash = bytes(self._blob), bytearray(), b""
+            whole, self._blob, self._blob_hash = self._blob.data(), _Store(0), b""
             self._deliver(blob_hash, whole)
 
     @staticmethod

@@ -32,6 +32,8 @@ class ByteStream(Protocol):
 
     async def write(self, data: bytes) -> None: ...
 
+    async def violation(self) -> PeerViolation: ...
+
     def close(self) -> None: ...
 
     def remote_address(self) -> tuple[str, int]: ...
@@ -114,7 +116,7 @@ class Link:
         """Read, write and watch until the link ends; returns why."""
         with self._scope:
             async with trio.open_nursery() as nursery:
-                for task in (self._read, self._write, self._watch):
+                for task in (self._read, self._write, self._watch, self._judge):
                     nursery.start_soon(self._guarded, task, receive)
         return self.error or LinkLost("closed")
 
@@ -184,3 +186,6 @@ class Link:
                 raise LinkLost(f"silent for {now - self._heard:.1f} s")
             if now - self._spoke >= beat_s / 2:
                 self.send(frame(Kind.BEAT))
+
+    async def _judge(self, _: Callable[[Kind, bytes], None]) -> None:
+        raise await self.channel.violation()

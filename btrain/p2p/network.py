@@ -168,17 +168,22 @@ class Network:
             return "not welcome now"
         if len(self._links) >= self._limits.connections_max:
             return "too many connections"
-        oldest = None if peer in self._members else self._overdue_stranger()
-        if oldest is not None and trio.current_time() - oldest.since < self._limits.stranger_s:
+        if peer not in self._members and not self._has_room_for_stranger():
             return "too many strangers"
         return None
+
+    def _has_room_for_stranger(self) -> bool:
+        oldest = self._overdue_stranger()
+        return self._limits.strangers_max > 0 and (
+            oldest is None or trio.current_time() - oldest.since > self._limits.stranger_s
+        )
 
     def _overdue_stranger(self) -> Link | None:
         """The stranger that must go before another can come; None while there is room."""
         strangers = [link for link in self._links.values() if not link.is_member]
         if len(strangers) < self._limits.strangers_max:
             return None
-        return min(strangers, key=lambda link: link.since)
+        return min(strangers, key=lambda link: link.since, default=None)
 
     def _establish(self, channel: Channel, greeted: Greeted) -> None:
         peer = channel.peer
