@@ -92,6 +92,7 @@ def proposal_just_before_leaving(members: int, faulty_max: int, engine: type[Agr
     s.vote([target], 1, poorer, quitting - 1 + 2 * D - 1)
     s.propose(s.honest[1:], 2, s.items(), quitting + 2 * D + 4)
     s.vote(s.honest[1:], 2, s.items(), quitting + 2 * D + 5)
+    s.complete_finals(quitting + 4 * D - 10)
     s.complete_finals(quitting + 4 * D + 10)
     return s
 
@@ -294,5 +295,5 @@ def test_no_hang(script: Script, members: int, faulty_max: int) -> None:
 @pytest.mark.parametrize(("script", "ablated"), HANGS)
 def test_hang_without_the_rule(script: Script, ablated: type[Agreement], members: int, faulty_max: int) -> None:
     s = script(members, faulty_max, ablated)
-    s.run_to_the_end()
+    s.run_to_the_end(150 * D)
     assert not s.finished
