@@ -60,7 +60,7 @@ def save_checkpoint(
         "state_digest": State.from_bytes(state).digest().hex(),
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }
-    files[MANIFEST] = json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+    files[MANIFEST] = _encoded(manifest)
     path = directory / f"round-{round_number:08d}"
     if _is_intact(path, files[MANIFEST]):
         return path
@@ -122,20 +122,27 @@ def _is_intact(path: Path, manifest: bytes) -> bool:
 def _read_manifest(path: Path) -> tuple[int, str, dict[str, str]]:
     """Round, state digest and the SHA-256 of every file."""
     file = path / MANIFEST
+    data = _read(file, MANIFEST_BYTES_MAX)
     try:
-        manifest = json.loads(_read(file, MANIFEST_BYTES_MAX))
+        manifest = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise _damaged(file, f"no JSON: {error}") from error
     match manifest:
         case {"version": 1, "round": int() as number, "state_digest": str() as digest, "sha256": dict() as hashes} if (
             len(manifest) == 4 and hashes.keys() == {STATE, BLOCK, CERTIFICATE}
         ):
+            if _encoded(manifest) != data:
+                raise _damaged(file, "is not written as btrain writes it")
             if path.name != f"round-{number:08d}":
                 raise _damaged(file, f"says round {number}, which is not its folder's")
             return number, digest, hashes
     if isinstance(manifest, Mapping) and manifest.get("version", VERSION) != VERSION:
         raise _damaged(file, f"version {manifest['version']!r}, this btrain reads {VERSION}")
     raise _damaged(file, "is not the manifest of a checkpoint")
+
+
+def _encoded(manifest: object) -> bytes:
+    return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def _read(file: Path, bytes_max: int | None) -> bytes:

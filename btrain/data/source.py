@@ -44,7 +44,7 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """`sha256:` and 64 hex digits over the content of all splits; independent of where and how the files lie."""
+        """SHA-256 in hex over the content of all splits; independent of where and how the files lie."""
 
     @abstractmethod
     def split(self, name: SplitName) -> Source:
@@ -52,13 +52,13 @@ class Source(ABC):
 
 
 def content_digest(kind: str, arrays: Iterable[npt.NDArray[np.generic]]) -> str:
-    """`sha256:` and the hex digest of `kind` and of every array's dtype, shape and little-endian bytes, in order."""
+    """SHA-256 in hex of `kind` and of every array's dtype, shape and little-endian bytes, in order."""
     digest = hashlib.sha256(f"btrain/data/v1/{kind}\0".encode())
     for array in arrays:
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{little.dtype.str}{list(little.shape)}\0".encode())
         digest.update(np.ascontiguousarray(little).data.cast("B") if little.size else b"")
-    return f"sha256:{digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 def as_index_tensor(indices: Indices) -> Tensor:

@@ -42,9 +42,10 @@ def build_training(
     The trainer's parameters and optimizer live on the CPU, where a step gives the same bits everywhere; gradients and
     evaluations are computed on `local.device`. Relative paths start from `base`. Raises ConfigError.
     """
-    config.require("optimizer")
+    config.require("data", "optimizer")
     if source is None:
         source = open_source(config.data_options(), context=_context(config), base=base)
+    config.with_fingerprint(source.fingerprint())
     if model is None:
         model = build_model(config.model_options(), source, config.seed, base=base)
     device = choose_device(config.local.device)

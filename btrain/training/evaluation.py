@@ -14,7 +14,8 @@ from btrain.data.source import Source
 from btrain.training.parameters import FlatView, trainable
 from btrain.training.task import CrossEntropy, Evaluation, Task
 
-CHUNK_SAMPLES = 256
+CHUNK_SAMPLES_MAX = 256
+CHUNK_LOGITS_MAX = 1 << 22
 
 
 class Evaluator:
@@ -33,12 +34,13 @@ class Evaluator:
     def evaluate(self, x: Tensor, samples: int | None = None) -> Evaluation:
         """Mean loss and metric at `x` (float32 [d]) on the first `samples`, by default on all. Raises ShapeError."""
         count = len(self.source) if samples is None else min(samples, len(self.source))
+        chunk = _chunk_samples(self.source)
         with self._lock, torch.no_grad():
             replica = self._loaded(x)
             parts = [
                 (size, self._evaluate_chunk(replica, start, size))
-                for start in range(0, count, CHUNK_SAMPLES)
-                for size in [min(CHUNK_SAMPLES, count - start)]
+                for start in range(0, count, chunk)
+                for size in [min(chunk, count - start)]
             ]
         loss = math.fsum(size * part.loss for size, part in parts) / count
         metrics = [size * part.metric for size, part in parts if part.metric is not None]
@@ -60,3 +62,9 @@ class Evaluator:
             return Evaluation(float(self._task.loss(replica, batch)))
         evaluation: Evaluation = evaluate(replica, batch)
         return evaluation
+
+
+def _chunk_samples(source: Source) -> int:
+    """Samples that are evaluated at a time: few where each has many logits."""
+    logits = math.prod(source.sample_shape) * (source.vocabulary or 0)
+    return max(1, min(CHUNK_SAMPLES_MAX, CHUNK_LOGITS_MAX // max(1, logits)))

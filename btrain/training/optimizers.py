@@ -1,8 +1,9 @@
 """SGD, Adam and AdamW that give the same bits on every machine.
 
-torch's own optimizers use fused operations (lerp, addcmul, addcdiv) which round once or twice depending on the
-processor. These take one elementwise operation at a time, each of which IEEE 754 rounds in one way only. The
-formulas are those of torch.optim, to which the results are equal up to rounding.
+torch's own optimizers use fused operations (lerp, addcmul, addcdiv), which round once or twice depending on the
+processor, and torch.sqrt, which MKL builds round to within one bit only. These take one elementwise operation at a
+time, each of which IEEE 754 rounds in one way. The formulas are those of torch.optim, to which the results are equal up
+to rounding.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -107,10 +109,18 @@ class Adam(ExactOptimizer):
         first.mul_(beta1).add_(scratch)
         torch.mul(gradient, gradient, out=scratch)
         second.mul_(beta2).add_(scratch.mul_(1.0 - beta2))
-        torch.sqrt(second, out=scratch)
-        scratch.div_(math.sqrt(1.0 - beta2 ** state["step"])).add_(group["eps"])
+        _square_root(second, scratch)
+        scratch.mul_(1.0 / math.sqrt(1.0 - beta2 ** state["step"])).add_(group["eps"])
         torch.div(first, scratch, out=scratch)
         parameter.sub_(scratch.mul_(lr / (1.0 - beta1 ** state["step"])))
+
+
+def _square_root(x: Tensor, out: Tensor) -> None:
+    """out = sqrt(x), correctly rounded; on the CPU by numpy, because torch's is not."""
+    if x.device.type == "cpu":
+        np.sqrt(x.numpy(), out=out.numpy())
+    else:
+        torch.sqrt(x, out=out)
 
 
 class AdamW(Adam):

@@ -27,8 +27,8 @@ class Trainer:
     """Owns the model's parameters and steps the optimizer with what the group agreed on.
 
     `schedule` sets the learning rate from the step count; without one the optimizer's own rates stay. `step` is the
-    number of updates applied so far. Torch optimizers should be made with foreach=False and fused=False, so that they
-    step in a fixed order; those of btrain.training.optimizers give the same bits on every machine.
+    number of updates applied so far. The optimizers of btrain.training.optimizers give the same bits on every machine;
+    torch's give them on equal hardware only, and should be made with foreach=False and fused=False.
     """
 
     def __init__(
