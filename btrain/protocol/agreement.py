@@ -393,12 +393,14 @@ class Agreement(Knowledge):
             if self.electorate.leaderless and self.rules.complete(state.held):
                 digest = self.rules.digest(state.held)
                 state.values[self.me] = (digest, dict(state.held))
+                self.out.dirty = True  # who votes can name the items after a crash: votes without them hang the others
                 self.out.sign(Vote(0, digest))
             return
         suggestion = self._only_suggestion()
         if suggestion is not None and self._supports(suggestion.proposal):
             self.out.emit(Forward((suggestion.envelope,)))
             self._push_bodies(dict(suggestion.proposal.items))
+            self.out.dirty = True
             self.out.sign(Vote(attempt, suggestion.digest))
 
     def _only_suggestion(self) -> Suggestion | None:
