@@ -42,6 +42,7 @@ from btrain.protocol.packets import (
     CertifiedBlock,
     Envelopes,
     Founding,
+    Offer,
     Refusal,
     Value,
     ValueRequest,
@@ -117,7 +118,7 @@ class Member:
         self._decided_us = 0
         self._transfer_ms = 0
         self._halted = False
-        self._snapshots: dict[int, bytes] = {}
+        self._snapshots: dict[int, dict[int, bytes]] = {}  # round -> decision -> the engine's, from before a restart
 
     @property
     def me(self) -> PeerId:
@@ -126,16 +127,21 @@ class Member:
 
     # --- inputs ---
 
-    def start(self, now: int, signed: dict[bytes, bytes], journal: Iterable[tuple[str, bytes]] = ()) -> list[Effect]:
-        """Begin, or begin again: `signed` and `journal` are what was persisted of the open rounds."""
+    def start(
+        self, now: int, signed: dict[bytes, bytes], journal: Iterable[tuple[int, str, bytes]] = ()
+    ) -> list[Effect]:
+        """Begin, or begin again: `signed` and `journal` (round, kind, data) are what was persisted of the open rounds.
+
+        A round is open until its block is in the ledger, so two rounds can be.
+        """
         self.desk.restore(signed)
         self._decided_us = now
-        for kind, data in journal:
+        for round, kind, data in journal:
             if kind == "body":
                 message = self.desk.verifier.open(data, self.state.run)
                 self._future.setdefault(message.sender, {})[message.hash] = message
             else:
-                self._snapshots[int(kind.removeprefix("engine:"))] = data
+                self._snapshots.setdefault(round, {})[int(kind.removeprefix("engine:"))] = data
         self._settle(now)
         self._set_where(now)
         return self._done(now)
@@ -263,8 +269,8 @@ class Member:
                     target.answer_bodies(packet.hashes, sender)
             case Refusal(reason):
                 self.desk.event("refusal", peer=sender.hex(), reason=reason)
-            case Founding():
-                pass  # of a run that has long begun
+            case Offer() | Founding():
+                pass  # the shell's business: it compares contracts and founds runs
 
     def _take_message(self, message: Message, sender: PeerId, now: int) -> None:
         body, of = message.body, message.statement.round
@@ -329,9 +335,8 @@ class Member:
         return behind == 0 or (behind == 1 and not due and self.replay.applying == 1)
 
     def _open_round(self, now: int) -> None:
-        snapshots, self._snapshots = self._snapshots, {}
         number = self.state.round
-        self.round = Round(self.state, self._post, self._decided_us, snapshots)
+        self.round = Round(self.state, self._post, self._decided_us, self._snapshots.pop(number, {}))
         self.court.charges = {k: c for k, c in self.court.charges.items() if self.state.roster.seat(c.accused)}
         if self.me in self.round.roles.validators:
             self.court.audit(number)

@@ -73,11 +73,18 @@ class BodyRequest(Packet, frozen=True, tag="r"):
     hashes: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=4 * MEMBERS_MAX)]
 
 
+class Offer(Packet, frozen=True, tag="o"):
+    """'This is the contract I train under': the first packet on every connection, so that a difference can be named."""
+
+    contract: Annotated[bytes, msgspec.Meta(max_length=32 * 1024)]
+
+
 class Founding(Packet, frozen=True, tag="g"):
-    """A genesis and the founders' signatures collected so far."""
+    """A genesis, the founders' signatures collected so far, and the Joins, which say where the founders are reached."""
 
     genesis: Bytes
     signatures: Signed
+    joins: Signed
 
 
 class Refusal(Packet, frozen=True, tag="x"):
@@ -86,7 +93,7 @@ class Refusal(Packet, frozen=True, tag="x"):
     reason: Annotated[str, msgspec.Meta(max_length=1024)]
 
 
-AnyPacket = Envelopes | Where | Blocks | ValueRequest | Value | BodyRequest | Founding | Refusal
+AnyPacket = Envelopes | Where | Blocks | ValueRequest | Value | BodyRequest | Offer | Founding | Refusal
 _decoder = msgspec.msgpack.Decoder(AnyPacket, strict=True)
 
 

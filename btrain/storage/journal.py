@@ -57,15 +57,16 @@ class Journal:
         """The open round: that of the last `begin`, 0 before any."""
         return self._round
 
-    def begin(self, round: int) -> None:
-        """Drop all entries and open a round, atomically and durable on return; once for each new block."""
-        opening = msgspec.msgpack.encode(JournalEntry(_OPEN, round, b""))
+    def begin(self, round: int, carried: Iterable[JournalEntry] = ()) -> None:
+        """Drop all entries but `carried` and open a round, atomically and durable on return; once for each new block."""
+        frame = [msgspec.msgpack.encode(JournalEntry(_OPEN, round, b""))]
+        frame += [msgspec.msgpack.encode(entry) for entry in carried]
         with self._lock:
             if self._log.size > COMPACT_BYTES_MIN:
-                self._log.rewrite([[opening]])
+                self._log.rewrite([frame])
                 self._start = HEADER_BYTES
             else:
-                self._start = self._log.append(opening)
+                self._start = self._log.append_many(frame)
             self._round = round
 
     def append(self, kind: str, payload: bytes, round: int) -> None:
