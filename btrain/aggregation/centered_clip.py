@@ -39,14 +39,19 @@ def iterations_for(contributors: int) -> int:
 
 
 def clip_to_fixed_point(gram_NN: F64, weights_N: F64, start: int, tau: float) -> tuple[F64, F64]:
-    """(coefficients [N], clip weights [N]) after the fixed number of iterations from contributor `start`."""
+    """(coefficients [N], clip weights [N]) after the fixed number of iterations from contributor `start`.
+
+    An iteration that changes no bit ends it: all that would follow would change none either.
+    """
     gram_NN = centered_gram(gram_NN, start)
     coefficients_N = np.zeros(len(gram_NN))
     coefficients_N[start] = 1.0
     clips_N = np.ones(len(gram_NN))
     for _ in range(iterations_for(len(gram_NN))):
         clips_N = clip_weights(gram_NN, coefficients_N, tau)
-        coefficients_N = normalized(clips_N * weights_N)
+        before_N, coefficients_N = coefficients_N, normalized(clips_N * weights_N)
+        if np.array_equal(before_N, coefficients_N):
+            break
     return coefficients_N, clips_N
 
 

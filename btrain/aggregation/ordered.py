@@ -20,7 +20,8 @@ def ordered_sum(terms: F64) -> F64:
     count = terms.shape[0]
     while count > 1:
         kept = (count + 1) // 2
-        np.add(terms[: count - kept], terms[kept:count], out=terms[: count - kept])
+        lower = terms[: count - kept]
+        lower += terms[kept:count]
         count = kept
     row: F64 = terms[0]
     return row
