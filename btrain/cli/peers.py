@@ -1,0 +1,71 @@
+"""Commands about one peer: peer, status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from btrain.cli.options import ConfigFile, Settings, overrides
+from btrain.cli.output import AsJson, output
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (peer, status):
+        app.command()(command)
+
+
+def peer(
+    config: ConfigFile = Path("run.yaml"),
+    join: Annotated[
+        list[str] | None, typer.Option("--join", "--initial-peers", help="Address that another peer printed.")
+    ] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="This peer's folder; each peer needs one of its own.")] = None,
+    identity: Annotated[Path | None, typer.Option(help="Key file; default: identity.key in the run directory.")] = None,
+    listen: Annotated[str | None, typer.Option(help="Address to listen on, as /ip4/0.0.0.0/tcp/4001.")] = None,
+    announce: Annotated[str | None, typer.Option(help="Address that others shall dial, if it is another.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    settings: Settings = None,
+    adversary: Annotated[
+        str | None, typer.Option(metavar="NAME[:key=value,...]", help="Attack the run, to see how it defends itself.")
+    ] = None,
+    attack_from: Annotated[int, typer.Option(min=0, help="First round of the attack.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Take part in a run: found it together with others, join it with --join, or return to it after a crash."""
+    from btrain.config import load
+
+    with output(as_json) as out:
+        given = overrides(
+            settings, join=tuple(join) if join else None, run_dir=run_dir, identity=identity, listen=listen,
+            announce=announce, device=device,
+        )  # fmt: skip
+        loaded = load(config, given)
+        loaded.require("model", "data", "optimizer")
+        from btrain.peer import PeerOptions, run_peer
+        from btrain.solo import PeerScreen
+
+        local = loaded.local
+        options = PeerOptions(
+            run_dir=local.run_dir, identity=local.identity, listen=local.listen,
+            announce=local.announce[0] if local.announce else None, join=local.join, device=local.device,
+            adversary=adversary, attack_from=attack_from,
+        )  # fmt: skip
+        with PeerScreen(loaded, config, out.say, live=not as_json) as screen:
+            code = run_peer(loaded, options, screen.event)
+        out.document(screen.document(code))
+    raise typer.Exit(code)
+
+
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="A peer's or a swarm's run directory.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show where a run stands, also while it runs."""
+    from btrain.status import read_status_of, status_text
+
+    with output(as_json) as out:
+        document = read_status_of(run_dir)
+        out.document(document, status_text(document))
