@@ -119,16 +119,15 @@ class BulkConnection:
     def _serve(self) -> None:
         clock = _Progress(self._limits, time.monotonic())
         while not self._closing:
+            finishing = self._finishing  # looked at before the outbox: what was put into it by then is sent
             written, write_wants = self._write()
             read, read_wants = self._read()
-            self._traffic.bulk_sent += written
-            self._traffic.bulk_received += read
             if self._receiver.bye_received and not self._sender.bye_answered:
                 self._sender.answer_bye()
                 continue
             if (self._sender.bye_answered or self._receiver.bye_acknowledged) and not self._sender.busy:
                 return
-            if self._finishing and not self._sender.busy and not self._sender.bye_sent:
+            if finishing and not self._sender.busy and not self._sender.bye_sent:
                 self._sender.say_bye()
                 continue
             now = time.monotonic()
@@ -148,6 +147,7 @@ class BulkConnection:
             except ssl.SSLWantReadError:
                 return total, select.POLLIN
             self._sender.consumed(sent)
+            self._traffic.bulk_sent += sent
             total += sent
         return total, 0
 
@@ -163,6 +163,7 @@ class BulkConnection:
                 return total, select.POLLOUT
             if not received:
                 raise LinkLost("the peer closed the bulk connection")
+            self._traffic.bulk_received += received
             total += received
             self._receiver.received(received)
         return total, 0
