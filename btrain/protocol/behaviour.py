@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import Tensor
 
@@ -48,6 +48,14 @@ class Behaviour:
     def accuses(self, check: GradientCheck, tolerance: float) -> bool:
         """Whether, as a validator, to accuse: above 4 T."""
         return check.outcome == "measured" and check.excess > 4 * tolerance
+
+    def vote(self, check: GradientCheck, tolerance: float) -> Literal[0, 1, 2]:
+        """The vote on somebody's accusation: innocent up to T, guilty above 2 T, else unsure."""
+        return check.vote(tolerance)
+
+    def charges(self, accused: PeerId, deed: str) -> bool:
+        """Whether to charge a member on evidence that proves itself."""
+        return True
 
     def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
         """Last look at everything that leaves the protocol."""

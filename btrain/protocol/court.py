@@ -214,7 +214,7 @@ class Court:
     def _vote(self, accuser: PeerId, check: GradientCheck) -> None:
         case = (accuser, check.commit.sender, check.roles.round)
         self._closed[case] = check
-        self._list(*case, check.vote(self.charter.tolerance))
+        self._list(*case, self.behaviour.vote(check, self.charter.tolerance))
 
     def _list(self, accuser: PeerId, accused: PeerId, round: int, vote: int) -> None:
         self.verdicts[accuser, accused, round] = Verdict(accuser, accused, round, vote)  # type: ignore[arg-type]
@@ -237,6 +237,8 @@ class Court:
     def charge(self, deed: str, accused: PeerId, round: int, statements: list[Message], blobs: list[bytes]) -> None:
         """Charge a member on evidence that proves itself: save it, tell everybody, list it in the next Commit."""
         if (accused, round, deed) in self.charges or accused == self.desk.me:
+            return
+        if not self.behaviour.charges(accused, deed):
             return
         data = bundle(self.genesis, accused, round, deed, statements, blobs)
         body = Charge(accused, round, deed, digest(data))

@@ -1,0 +1,133 @@
+"""Attackers by name, as the command line names them: NAME[:key=value,...]."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from btrain.adversary import aggregator, gradient, numeric, omniscient, sender, validator
+from btrain.adversary.adversary import Adversary
+from btrain.errors import ConfigError
+from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.encoding import PeerId
+
+RESTART_MID_ROUND = "restart_mid_round"
+"""No behaviour: an honest peer that the harness kills and starts again."""
+
+_CLASSES: tuple[type[Adversary], ...] = (
+    gradient.SignFlip,
+    gradient.RandomDirection,
+    gradient.LabelFlip,
+    gradient.FreeRider,
+    gradient.Delayed,
+    omniscient.InnerProduct,
+    omniscient.LittleIsEnough,
+    omniscient.MinMax,
+    omniscient.RelocatedOrthogonal,
+    omniscient.Mimic,
+    omniscient.JustInsideTolerance,
+    numeric.NanScale,
+    numeric.InfiniteScale,
+    numeric.Huge,
+    numeric.ForgedScale,
+    numeric.MinusOneTwentyEight,
+    numeric.DenormalScale,
+    aggregator.WrongReduce,
+    sender.Equivocate,
+    sender.DoubleVote,
+    sender.EdgeLate,
+    sender.SelectiveSend,
+    sender.AbortLink,
+    sender.WithholdPart,
+    sender.Freeze,
+    sender.Garbage,
+    sender.Flood,
+    sender.Replay,
+    validator.FalseAccuse,
+    validator.RubberStamp,
+    validator.Lie,
+)
+_BY_NAME = {adversary.name: adversary for adversary in _CLASSES}
+_FROM = "from"  # the command line's word for attack_from
+
+
+def adversary_names() -> tuple[str, ...]:
+    """Every name that `get_adversary` knows."""
+    return (*_BY_NAME, RESTART_MID_ROUND)
+
+
+def attack_name(spec: str) -> str:
+    """The attack's name without its options. Raises ConfigError for an unknown one."""
+    name = spec.partition(":")[0].strip()
+    if name not in adversary_names():
+        raise ConfigError(f"attack {name!r}: unknown; {_nearest(name, adversary_names())}")
+    return name
+
+
+def get_adversary(
+    spec: str, *, coalition: frozenset[PeerId] = frozenset(), attack_from: int = 0, seed: int = 0
+) -> Behaviour:
+    """The behaviour of an attacker given as NAME[:key=value,...].
+
+    coalition: all attackers, by peer id. attack_from: the first round of the attack, unless the option `from` says
+    otherwise. seed: what the attackers share. Every attack has the options `from` and `every` (attack in every so many
+    rounds). Raises ConfigError naming the nearest valid name or key.
+    """
+    name, _, text = spec.partition(":")
+    name = attack_name(name)
+    if name == RESTART_MID_ROUND:
+        _options(name, text, {})
+        return Behaviour()
+    adversary = _BY_NAME[name]
+    known = {_FROM if f.name == "attack_from" else f.name: f for f in dataclasses.fields(adversary) if _is_option(f)}
+    options = _options(name, text, known)
+    options.setdefault("attack_from", options.pop(_FROM, attack_from))
+    return adversary(coalition=coalition, seed=seed, **options)
+
+
+def _is_option(field: dataclasses.Field[Any]) -> bool:
+    return field.init and field.name not in ("coalition", "seed")
+
+
+def _options(name: str, text: str, known: dict[str, dataclasses.Field[Any]]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for item in text.split(",") if text else ():
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if key not in known:
+            raise ConfigError(f"attack {name}: no option {key!r}; {_nearest(key, list(known))}")
+        if not equals or key in options:
+            raise ConfigError(f"attack {name}: option {key!r} {'is given twice' if equals else 'needs =VALUE'}")
+        options[key] = _value(f"attack {name}: {key}", value, known[key])
+    return options
+
+
+def _value(place: str, text: str, field: dataclasses.Field[Any]) -> Any:
+    choices = field.metadata.get("choices")
+    if choices is not None:
+        if text not in choices:
+            raise ConfigError(f"{place}: {text!r} is unknown; {_nearest(text, choices)}")
+        return text
+    if isinstance(field.default, bool):
+        if text not in ("true", "false"):
+            raise ConfigError(f"{place}: expected true or false, got {text!r}")
+        return text == "true"
+    whole = isinstance(field.default, int)
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or (whole and number < 0):
+        raise ConfigError(
+            f"{place}: expected {'a whole number from 0 on' if whole else 'a finite number'}, got {text!r}"
+        )
+    return number
+
+
+def _nearest(word: str, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"there are: {', '.join(words)}" if words else "it has none"

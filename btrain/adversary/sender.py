@@ -1,0 +1,211 @@
+"""Attacks on what is said to whom, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from btrain.adversary.adversary import Adversary
+from btrain.protocol.agreement_messages import Final, Vote
+from btrain.protocol.decisions import CONTRIBUTORS
+from btrain.protocol.effects import Effect, PushBlob, PutBlob, Send
+from btrain.protocol.encoding import PeerId, digest, encode
+from btrain.protocol.messages import Commit, Message, Result, Reveal, sign
+from btrain.protocol.packets import PACKET_BYTES_MAX, Envelopes, encode_packet
+
+if TYPE_CHECKING:
+    from btrain.protocol.desk import Desk
+    from btrain.protocol.round import Round
+
+KEPT_PACKETS = 256
+
+
+def others(round: Round) -> list[PeerId]:
+    """All other members, in member order."""
+    return [peer for peer in round.roster.members if peer != round.me]
+
+
+@dataclass
+class Equivocate(Adversary):
+    """Signs two statements of one kind for one slot and shows one to each half of the members."""
+
+    name = "equivocate"
+    kind: str = field(default="commit", metadata={"choices": ("commit", "result", "reveal", "vote", "final")})
+
+    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
+        """Send a statement, or two."""
+        if not self.attacks(round.round) or message.statement.kind != self.kind:
+            desk.broadcast(message)
+            return
+        second = sign(desk.key, msgspec.structs.replace(message.statement, body=encode(self._other(message))))
+        for position, peer in enumerate(others(round)):
+            desk.send(Envelopes(((second if position % 2 else message).data,)), peer)
+
+    def _other(self, message: Message) -> msgspec.Struct:
+        """Another body of the same kind."""
+        body = message.body
+        match body:
+            case Commit():
+                return msgspec.structs.replace(body, compute_ms=body.compute_ms + 1)
+            case Result():
+                return msgspec.structs.replace(body, hash=digest(body.hash))
+            case Reveal():
+                return Reveal(digest(body.link + b"other"))
+            case Vote():
+                return Vote(body.attempt, digest(body.digest))
+            case Final():
+                return Final(digest(body.digest))
+        raise AssertionError(self.kind)
+
+
+@dataclass
+class DoubleVote(Equivocate):
+    """Votes for two values in one attempt."""
+
+    name = "double_vote"
+    kind: str = field(default="vote", init=False)
+
+
+@dataclass
+class EdgeLate(Adversary):
+    """Delivers its Commit to `few` members only, so late that the deadline splits those who have it from the others."""
+
+    name = "edge_late"
+    few: int = 1
+
+    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
+        """Send a statement, the Commit at the edge of its deadline."""
+        if not self.attacks(round.round) or not isinstance(message.body, Commit):
+            desk.broadcast(message)
+            return
+        timing = round.clock.timing(CONTRIBUTORS)
+        delay_us = max(0, timing.first_deadline_us - round.compute_ms * 1000 - timing.delta_us // 10)
+        packet = encode_packet(Envelopes((message.data,)))
+        honest = [peer for peer in others(round) if peer not in self.coalition]
+        desk.emit(*(Send(packet, peer, delay_us) for peer in honest[: self.few]))
+
+
+@dataclass
+class SelectiveSend(Adversary):
+    """Sends its Commit to every other member only."""
+
+    name = "selective_send"
+
+    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
+        """Send a statement."""
+        if not self.attacks(round.round) or not isinstance(message.body, Commit):
+            desk.broadcast(message)
+            return
+        for peer in others(round)[::2]:
+            desk.send(Envelopes((message.data,)), peer)
+
+
+@dataclass
+class AbortLink(Adversary):
+    """Never opens its link: it would choose between two values of r[t] if that were worth anything."""
+
+    name = "abort_link"
+
+    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
+        """Send a statement unless it opens the link."""
+        if not (self.attacks(round.round) and isinstance(message.body, Reveal)):
+            desk.broadcast(message)
+
+
+@dataclass
+class WithholdPart(Adversary):
+    """Commits to all parts and gives the honest aggregators none."""
+
+    name = "withhold_part"
+    _withheld: set[bytes] = field(default_factory=set, init=False, repr=False)
+
+    def parts(self, parts: list[bytes], round: Round) -> list[bytes]:
+        """The honest parts; those of honest aggregators are remembered."""
+        if self.attacks(round.round):
+            owners = [round.roles.aggregator(part, 0) for part in range(len(parts))]
+            self._withheld = {
+                digest(part) for part, owner in zip(parts, owners, strict=True) if owner not in self.coalition
+            }
+        return parts
+
+    def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
+        """Neither keep nor send what is withheld."""
+        return [e for e in effects if not (isinstance(e, PutBlob | PushBlob) and e.hash in self._withheld)]
+
+
+@dataclass
+class Freeze(Adversary):
+    """Falls silent. It cannot be told from a crash, so it is no crime: it costs the seat."""
+
+    name = "freeze"
+
+    def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
+        """Nothing is sent."""
+        return [e for e in effects if not (isinstance(e, Send | PushBlob) and self.attacks(round))]
+
+
+@dataclass
+class OncePerRound(Adversary):
+    """Base: adds packets of its own once in every round of the attack."""
+
+    _done: int = field(default=-1, init=False, repr=False)
+
+    def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
+        """What an honest peer does, and more."""
+        if round == self._done or not self.attacks(round):
+            return effects
+        self._done = round
+        return [*effects, *self.additions(round)]
+
+    def additions(self, round: int) -> Iterable[Effect]:
+        """The packets."""
+        raise NotImplementedError
+
+
+@dataclass
+class Garbage(OncePerRound):
+    """Bytes that are no message, one packet too long for a frame among them."""
+
+    name = "garbage"
+
+    def additions(self, round: int) -> Iterable[Effect]:
+        """Nonsense."""
+        yield Send(b"\xc1" * (1 + round % 100))
+        yield Send(bytes(PACKET_BYTES_MAX + 1))
+
+
+@dataclass
+class Flood(OncePerRound):
+    """`packets` small packets a round to everybody, each of which costs its receiver a parse."""
+
+    name = "flood"
+    packets: int = 200
+
+    def additions(self, round: int) -> Iterable[Effect]:
+        """Unfounded envelopes."""
+        return [
+            Send(encode_packet(Envelopes((round.to_bytes(4, "big") + i.to_bytes(4, "big"),))))
+            for i in range(self.packets)
+        ]
+
+
+@dataclass
+class Replay(Adversary):
+    """Sends again, to everybody, what it sent in earlier rounds."""
+
+    name = "replay"
+    _sent: dict[int, list[Send]] = field(default_factory=dict, init=False, repr=False)
+
+    def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
+        """What an honest peer sends, and what one sent before, once in every round."""
+        fresh = round not in self._sent
+        kept = self._sent.setdefault(round, [])
+        kept += [e for e in effects if isinstance(e, Send)][: KEPT_PACKETS - len(kept)]
+        if not (fresh and self.attacks(round)):
+            return effects
+        old = [replace(e, to=None) for r, sends in self._sent.items() if r < round for e in sends]
+        self._sent = {r: sends for r, sends in self._sent.items() if r >= round - 2}
+        return [*effects, *old]
