@@ -125,6 +125,11 @@ class Member:
         """This peer."""
         return self.desk.me
 
+    @property
+    def candidates(self) -> frozenset[PeerId]:
+        """Peers without a seat that have asked for one lately: they may fetch what members may."""
+        return frozenset(peer for peer, (_, until) in self._admissions.items() if until >= self.state.round)
+
     # --- inputs ---
 
     def start(

@@ -152,9 +152,7 @@ class World:
 
     def deliver(self, sender: PeerId, to: PeerId, packet: object) -> None:
         """Have a packet arrive now."""
-        node = self.heap.node(to)
-        if node is not None:
-            node.packet(sender, packet, self.heap.now)
+        self.heap.inject(sender, to, packet)
 
     def member(self, peer: PeerId) -> MemberNode | None:
         """The running honest member."""

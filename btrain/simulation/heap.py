@@ -217,6 +217,10 @@ class Heap:
             arrival = self._arrival(link, (src, dst), departure, payload, size_bytes)
             self._push(arrival, PACKET_RANK, lambda: self._deliver(src, dst, life, payload))
 
+    def inject(self, src: NodeId, dst: NodeId, payload: object) -> None:
+        """Have a packet arrive now, whatever the links; a crashed node misses it, a frozen one gets it later."""
+        self._deliver(src, dst, self._host(dst).life, payload)
+
     def set_timer(self, node_id: NodeId, name: str, at_us: int) -> None:
         """See Port.set_timer."""
         host = self._host(node_id)

@@ -32,7 +32,7 @@ from btrain.protocol.effects import (
     SetTimer,
     Work,
 )  # fmt: skip
-from btrain.protocol.encoding import PeerId
+from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.ledger import Charter, Genesis, LedgerState, check_certificate, open_block
 from btrain.protocol.member import Member, Membership
 from btrain.protocol.messages import Verifier
@@ -89,6 +89,7 @@ class Identity:
     timings: Timings = field(default_factory=Timings)
     disk: Disk = field(default_factory=Disk)
     events: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    digests: dict[int, bytes] = field(default_factory=dict)  # round -> SHA-256 of x[round], for the run's invariants
 
 
 @dataclass
@@ -140,7 +141,7 @@ class SimulatedPeer:
         self.now = now
         open_round = self.member.state.round
         signed = {slot: envelope for slot, (_, envelope) in self.disk.signed.items()}
-        journal = [(kind, data) for round, kind, data in self.disk.journal if round == open_round]
+        journal = [entry for entry in self.disk.journal if entry[0] >= open_round]
         self._run(self.member.start(now, signed, journal))
 
     def packet(self, src: NodeId, payload: object, now: int) -> None:
@@ -271,7 +272,8 @@ class SimulatedPeer:
 
     def _at(self, round: int) -> None:
         self.x_round = round
-        self._snapshots[round] = self.learner.parameters()
+        self._snapshots[round] = x = self.learner.parameters()
+        self.identity.digests[round] = digest(x.numpy().tobytes())
         for old in [kept for kept in self._snapshots if kept + SNAPSHOT_ROUNDS <= round]:
             del self._snapshots[old]
 

@@ -40,6 +40,7 @@ class Schedule:
         present = frozenset(self.peers) - {self.peers[index] for index in absent}
         order = tuple(self.peers[index] for index in (range(members) if proposers is None else proposers))
         electorate = Electorate(self.peers, present, faulty_max, tuple(peer for peer in order if peer in present))
+        self.gone = set(self.honest) - present
         self.delays: list[Delay] = []
         self.heap = Heap(0, latency=self._latency)
         self.world = World(self.heap, electorate, Timing(DELTA, 3 * DELTA, 7 * DELTA), engine=engine, void=void)
@@ -167,13 +168,12 @@ class Schedule:
 
     def run_to_the_end(self, until_us: int = 300 * DELTA) -> None:
         """Run until every running honest member has decided, or to a time."""
-        self.heap.run(self.heap.now)  # all that start now are up
         self.heap.run(lambda: self.finished or self.heap.now > until_us)
 
     @property
     def finished(self) -> bool:
-        """Whether every honest member that is up has decided."""
-        return all(peer in self.world.decided for peer in self.honest if self.world.member(peer) is not None)
+        """Whether every honest member but those gone for good has decided."""
+        return all(peer in self.world.decided for peer in self.honest if peer not in self.gone)
 
     def finals(self) -> dict[PeerId, bytes]:
         """Digest for which each honest member has signed Final."""

@@ -10,7 +10,7 @@ from btrain.errors import BtrainError
 from btrain.identity import SigningKey
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.encoding import PeerId, digest
-from btrain.protocol.ledger import Block, Charter, Founder, Genesis, open_block
+from btrain.protocol.ledger import Block, Charter, Founder, Genesis, LedgerState, check_certificate, open_block
 from btrain.protocol.member import Membership
 from btrain.protocol.messages import Verifier
 from btrain.protocol.randomness import HashChain
@@ -60,7 +60,10 @@ class World:
         for index, key in enumerate(self.keys):
             self._add(key, self.byzantine.get(index, Behaviour()), verifier)
         self.verifier = verifier
-        self._checked = 0
+        self.newcomers: list[PeerId] = []
+        self._checked: dict[PeerId, int] = {}
+        self._blocks: dict[int, bytes] = {}
+        self._digests: dict[int, bytes] = {}  # round -> SHA-256 of x[round]
 
     def _add(self, key: SigningKey, behaviour: Behaviour, verifier: Verifier, start_us: int = 0) -> None:
         membership = Membership(digest(self.contract), self.genesis.x0, 0.0, self.genesis.nonce)
@@ -75,6 +78,8 @@ class World:
     def add_newcomer(self, key: SigningKey, start_us: int, behaviour: Behaviour | None = None) -> None:
         """A peer that is no founder and starts later."""
         self._add(key, behaviour or Behaviour(), self.verifier, start_us)
+        if behaviour is None:
+            self.newcomers.append(key.public_key)
 
     @property
     def honest(self) -> list[PeerId]:
@@ -111,20 +116,53 @@ class World:
         self.check()
 
     def check(self) -> None:
-        """No fork among honest ledgers, nobody honest banned."""
-        blocks: dict[int, bytes] = {}
-        for peer in self.honest:
-            for round, certified in enumerate(self.identities[peer].disk.blocks):
-                if blocks.setdefault(round, certified.block) != certified.block:
-                    raise InvariantViolated(f"seed {self.seed}: fork at round {round}")
-        honest = set(self.honest)
-        for round in range(self._checked, max(blocks, default=-1) + 1):
-            for ban in open_block(blocks[round]).bans:
+        """No fork among honest ledgers, nobody honest banned, equal parameters after equal blocks.
+
+        Raises:
+            InvariantViolated: names peer, round and what was broken.
+        """
+        honest = {*self.honest, *self.newcomers}
+        for peer in sorted(honest):
+            identity = self.identities[peer]
+            for round in range(self._checked.get(peer, 0), len(identity.disk.blocks)):
+                self._check_block(peer, round, identity.disk.blocks[round].block, honest)
+            self._checked[peer] = len(identity.disk.blocks)
+            for round, digest_x in identity.digests.items():
+                if self._digests.setdefault(round, digest_x) != digest_x:
+                    raise InvariantViolated(f"seed {self.seed}: x[{round}] of {peer.hex()[:8]} differs")
+            identity.digests.clear()
+
+    def _check_block(self, peer: PeerId, round: int, block: bytes, honest: set[PeerId]) -> None:
+        known = self._blocks.get(round)
+        if known is None:
+            self._blocks[round] = block
+            for ban in open_block(block).bans:
                 if ban.peer in honest:
                     raise InvariantViolated(
                         f"seed {self.seed}: honest {ban.peer.hex()[:8]} banned in round {round} for {ban.deed}"
                     )
-        self._checked = max(self._checked, max(blocks, default=-1) + 1)
+        elif known != block:
+            raise InvariantViolated(f"seed {self.seed}: {peer.hex()[:8]} forks at round {round}")
+
+    def verify(self) -> None:
+        """Every honest ledger, read again from the genesis by somebody who knows nothing else.
+
+        Raises:
+            RemoteProtocolError: names the block and what is wrong with it.
+        """
+        verifier = Verifier(200_000)
+        for peer in (*self.honest, *self.newcomers):
+            state = LedgerState.start(self.genesis, self.charter)
+            for certified in self.identities[peer].disk.blocks:
+                block = open_block(certified.block)
+                check_certificate(block, certified.certificate, state, verifier)
+                state = state.advance(block)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether every honest peer is up and has ended its run."""
+        nodes = [self.node(peer) for peer in self.honest]
+        return all(node is not None and node.halted is not None and node.halted.done for node in nodes)
 
     def blocks(self, peer: PeerId) -> list[Block]:
         """A peer's ledger."""
