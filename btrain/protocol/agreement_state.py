@@ -54,9 +54,10 @@ class State(msgspec.Struct, array_like=True):
         return self.attempt <= attempt <= self.attempt + ATTEMPTS_AHEAD_MAX
 
     def prune(self) -> None:
-        """Forget votes and proposals of attempts before the current one."""
+        """Forget what earlier attempts said, but for the votes that lock a value whose items are still unknown."""
+        needed = self.certified if self.certified > self.rank else self.attempt
         for table in (self.votes, self.proposals):
-            for attempt in [known for known in table if known < self.attempt]:
+            for attempt in [known for known in table if known < self.attempt and known != needed]:
                 del table[attempt]
 
     def freeze(self) -> None:
