@@ -27,6 +27,11 @@ class Mixing(AffineRule):
 
     then: AffineRule = field(default_factory=CenteredClip)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.then, AffineRule):
+            raise BadRuleOption(f"then must be a rule on coefficients, not {self.then!r}")
+
     @abstractmethod
     def mixture(self, gram_NN: F64, weights_N: F64) -> tuple[F64, F64]:
         """(M [K, N], rows not negative and summing to one; weights of the mixed vectors [K])."""

@@ -41,7 +41,10 @@ def rule_names() -> list[str]:
 
 
 def get_rule(name: str, **options: object) -> Rule:
-    """The rule of this name. Raises UnknownRule or BadRuleOption, both of which name the nearest valid word."""
+    """The rule of this name. `then`, the rule behind a mixing step, may be given by its name too.
+
+    Raises UnknownRule or BadRuleOption, both of which name the nearest valid word.
+    """
     if name not in _FACTORIES:
         raise UnknownRule(f"unknown rule {name!r}{_nearest(name, rule_names())}")
     factory = _FACTORIES[name]
@@ -49,6 +52,8 @@ def get_rule(name: str, **options: object) -> Rule:
     for option in options:
         if option not in known:
             raise BadRuleOption(f"the rule {name!r} has no option {option!r}{_nearest(option, known)}")
+    if isinstance(then := options.get("then"), str):
+        options["then"] = get_rule(then)
     return factory(**options)
 
 

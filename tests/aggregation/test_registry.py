@@ -9,6 +9,7 @@ from btrain.aggregation import (
     BadRuleOption,
     CenteredClip,
     Mean,
+    NearestNeighborMixing,
     Rule,
     UnknownRule,
     get_rule,
@@ -26,6 +27,9 @@ def _own_table(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_and_options_reach_the_rule() -> None:
     assert get_rule("centered_clip", c=2.0) == CenteredClip(c=2.0)
     assert get_rule("mean") == Mean()
+    assert get_rule("nearest_neighbor_mixing", then="mean") == NearestNeighborMixing(then=Mean())
+    with pytest.raises(BadRuleOption, match="coefficients"):
+        get_rule("bucketing", then="median")
     assert {"mean", "centered_clip", "krum", "multi_krum", "geometric_median", "median", "trimmed_mean"} < set(
         rule_names()
     )
