@@ -92,6 +92,11 @@ class SignedLog:
         entry = self._entries.get(slot_key)
         return None if entry is None else entry.envelope
 
+    def envelopes(self) -> dict[bytes, bytes]:
+        """Every envelope that is kept, by slot."""
+        with self._lock:
+            return {slot: entry.envelope for slot, entry in self._entries.items()}
+
     def put(self, slot_key: bytes, envelope: bytes, round: int) -> None:
         """Record one envelope; see `put_many`."""
         self.put_many([SignedEnvelope(slot_key, envelope, round)])

@@ -98,7 +98,7 @@ class GradientOracle:
             self._load(x)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
                 loss = self.task.loss(self._replica, batch)
-            gradient = self._clipped(self._differentiate(loss))
+            gradient = self.clip(self._differentiate(loss))
             return float(loss.detach()), gradient
 
     def _load(self, x: Tensor) -> None:
@@ -117,8 +117,8 @@ class GradientOracle:
         pieces = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
         return flatten(pieces)
 
-    def _clipped(self, gradient: Tensor) -> Tensor:
-        """At most `clip_grad_norm` long; formula and order of summation as in torch.nn.utils.clip_grad_norm_."""
+    def clip(self, gradient: Tensor) -> Tensor:
+        """`gradient` (float32 [d], changed in place) at most `clip_grad_norm` long; formula and order of summation as in torch.nn.utils.clip_grad_norm_."""
         if self._clip_grad_norm is not None:
             norm = torch.nn.utils.get_total_norm(self._view.split(gradient), foreach=False)
             gradient.mul_(torch.clamp(self._clip_grad_norm / (norm + 1e-6), max=1.0))

@@ -1,0 +1,108 @@
+"""The learning side of a peer: the training loop's thread steps and computes, worker threads recompute for audits.
+
+The protocol's thread hands over commands, in order; the loop answers each. Only the loop's thread touches the model and the
+optimizer; recomputation uses the oracle's own replica and kept copies of the parameters.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from btrain.data import Batch
+from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.effects import Apply, Compute, LoadState
+from btrain.protocol.round import Round
+from btrain.training import GradientOracle, Trainer
+
+SNAPSHOT_ROUNDS = 4  # kept parameters: what audits and open cases can ask for
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The protocol's thread is done; `error` is what ended it, if anything did."""
+
+    reason: str
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class ComputeHere:
+    """A Compute effect, and the round that it belongs to."""
+
+    effect: Compute
+    round: Round
+
+
+Command = ComputeHere | Apply | LoadState | Stop
+
+
+def flip_labels(batch: Batch) -> Batch:
+    """Every label becomes the one at the other end: y -> max - y."""
+    inputs, targets = batch
+    return inputs, targets.max() - targets
+
+
+class Learning:
+    """What this peer trains. `oracle` is None if nobody can recompute its gradients (a loop without a task)."""
+
+    def __init__(self, trainer: Trainer, oracle: GradientOracle | None, behaviour: Behaviour) -> None:
+        self.trainer, self.oracle, self.behaviour = trainer, oracle, behaviour
+        self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self.x_round = 0
+        self._snapshots: dict[int, Tensor] = {0: trainer.parameters()}
+        self._lock = threading.Lock()
+
+    def at(self, round: int) -> None:
+        """The parameters are x[round] now: keep a copy."""
+        x = self.trainer.parameters()
+        with self._lock:
+            self.x_round = round
+            self._snapshots[round] = x
+            for old in [kept for kept in self._snapshots if kept + SNAPSHOT_ROUNDS <= round]:
+                del self._snapshots[old]
+
+    def restart_at(self, round: int, state: bytes) -> None:
+        """Take a state over as x[round]; copies of other rounds are of no use."""
+        self.trainer.load_state(state)
+        with self._lock:
+            self._snapshots.clear()
+        self.at(round)
+
+    def x(self, round: int) -> Tensor | None:
+        """The kept x[round], float32 [d]."""
+        with self._lock:
+            return self._snapshots.get(round)
+
+    def apply(self, effect: Apply) -> bytes | None:
+        """Step the optimizer, or not in a void round; returns the state's bytes if they are due."""
+        if effect.update is not None:
+            self.trainer.apply(effect.update, effect.step - 1)
+        self.at(effect.round + 1)
+        return self.trainer.state_bytes() if effect.digest_due else None
+
+    def recompute(self, round: int, batch_seed: bytes) -> tuple[Tensor | None, Tensor | None]:
+        """(gradient, x) of a round, float32 [d] each; None where it cannot be recomputed here."""
+        x = self.x(round)
+        if x is None or self.oracle is None:
+            return None, None
+        return self.oracle.gradient(x, batch_seed), x
+
+    def behave(self, own: Tensor, command: ComputeHere) -> Tensor:
+        """What this peer commits to: its gradient, or what an adversary makes of it."""
+        round = command.effect.round
+
+        def replay(batch_seed: bytes, *, flip_labels: bool = False) -> Tensor:
+            x = self.x(round)
+            assert x is not None and self.oracle is not None, "an adversary computes at the parameters of its round"
+            return self.oracle.gradient(x, batch_seed, transform=_FLIP if flip_labels else None)
+
+        return self.behaviour.gradient(own, command.round, replay)
+
+
+_FLIP: Callable[[Any], Any] = flip_labels

@@ -1,0 +1,58 @@
+"""`btrain peer`: the plain training loop, from the first look at run.yaml to the last evaluation."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from btrain.config import RunConfig
+from btrain.optimizer import Optimizer
+from btrain.peer.options import PeerOptions
+from btrain.run import Run
+from btrain.training import CrossEntropy
+
+
+def run_peer(config: RunConfig, options: PeerOptions, on_event: Callable[[dict[str, Any]], None]) -> int:
+    """Train until the run ends or a signal asks to leave; returns the exit code.
+
+    Raises:
+        BtrainError: what is wrong with the configuration, the key, the directory, the network or the run.
+    """
+    config.require("model", "data", "optimizer")
+    with Run(config, options=options, on_event=on_event) as run:
+        trainer = run.default_trainer
+        assert trainer is not None, "the contract has model, data and optimizer"
+        optimizer = Optimizer(trainer.optimizer, run)
+        task = CrossEntropy()
+        with _leaving_on_signals(run):
+            for batch in run.batches():
+                loss = task.loss(run.model, batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+                on_event({"event": "trained", "loss": float(loss.detach())})
+                optimizer.step()
+                optimizer.zero_grad()
+            run.finish()
+    return 0
+
+
+@contextmanager
+def _leaving_on_signals(run: Run) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) leaves in order, the second stops at once."""
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        run.leave()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,176 @@
+"""The run directory as the protocol's disk: batches of durable effects, the ledger, blobs, checkpoints."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from btrain.checkpoint import latest_checkpoint, save_checkpoint
+from btrain.identity import peer_id_bytes, peer_id_text
+from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, SaveEvidence
+from btrain.protocol.encoding import PeerId
+from btrain.protocol.ledger import Charter, Genesis, LedgerState, check_certificate, check_genesis, open_block, open_genesis
+from btrain.protocol.messages import Verifier
+from btrain.protocol.packets import CertifiedBlock
+from btrain.storage.durable import CorruptFile, replace_file
+from btrain.storage.journal import JournalEntry
+from btrain.storage.run_directory import RunDirectory
+from btrain.storage.signed_log import SignedEnvelope
+
+DURABLE = (PersistSigned, Journal, PutBlob, AppendBlock, SaveEvidence)
+
+
+class Founded(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The file `genesis`: the genesis and its founders' signatures."""
+
+    genesis: bytes
+    signatures: tuple[bytes, ...]
+
+
+class Addresses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file `peers.json`: where members were last reached."""
+
+    peers: dict[str, tuple[str, ...]]
+
+
+@dataclass
+class Store:
+    """One peer's disk. `commit` runs in a worker thread; everything else is quick and safe from any thread."""
+
+    directory: RunDirectory
+    charter: Charter
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pending: dict[bytes, bytes] = {}  # blobs on their way to the disk
+        self._journal: list[JournalEntry] = list(self.directory.journal.replay())
+
+    # --- beginning ---
+
+    def genesis(self, verifier: Verifier) -> tuple[Genesis, Founded] | None:
+        """The genesis of the run that this directory belongs to, verified; None before it is founded.
+
+        Raises:
+            CorruptFile: the file is damaged.
+        """
+        path = self.directory.path / "genesis"
+        if not path.exists():
+            return None
+        try:
+            founded = msgspec.msgpack.decode(path.read_bytes(), type=Founded)
+        except msgspec.MsgspecError as error:
+            raise CorruptFile(path, 0, f"is no genesis: {error}") from None
+        genesis = open_genesis(founded.genesis)
+        check_genesis(genesis, founded.signatures, verifier)
+        return genesis, founded
+
+    def save_genesis(self, founded: Founded) -> None:
+        """Keep the genesis; a run directory has one."""
+        replace_file(self.directory.path / "genesis", msgspec.msgpack.encode(founded))
+
+    def chain_salt(self, fresh: bytes) -> bytes:
+        """The salt of this peer's hash chain: `fresh` the first time, then always the same."""
+        path = self.directory.path / "chain.salt"
+        if not path.exists():
+            replace_file(path, fresh)
+        salt = path.read_bytes()
+        if len(salt) != 32:
+            raise CorruptFile(path, 0, "is not 32 bytes long")
+        return salt
+
+    def addresses(self) -> dict[PeerId, tuple[str, ...]]:
+        """Where members were last reached; empty if the file is lost or damaged, which costs nothing but time."""
+        path = self.directory.path / "peers.json"
+        try:
+            known = msgspec.json.decode(path.read_bytes(), type=Addresses).peers
+        except (OSError, msgspec.MsgspecError):
+            return {}
+        return {peer_id_bytes(text): addresses for text, addresses in known.items()}
+
+    def save_addresses(self, addresses: dict[PeerId, tuple[str, ...]]) -> None:
+        """Remember where members are reached."""
+        known = Addresses({peer_id_text(peer): listed for peer, listed in sorted(addresses.items())})
+        replace_file(self.directory.path / "peers.json", msgspec.json.encode(known))
+
+    def ledger_state(self, genesis: Genesis, verifier: Verifier) -> LedgerState:
+        """The ledger verified from the genesis on."""
+        state = LedgerState.start(genesis, self.charter)
+        for stored in self.directory.ledger:
+            block = open_block(stored.block)
+            certificate = msgspec.msgpack.decode(stored.certificate, type=tuple[bytes, ...])
+            check_certificate(block, certificate, state, verifier)
+            state = state.advance(block)
+        return state
+
+    def checkpoint(self, before_round: int) -> tuple[int, bytes] | None:
+        """The newest certified state that the ledger covers: (round, state bytes)."""
+        found = latest_checkpoint(self.directory.checkpoints)
+        return None if found is None or found.round > before_round else (found.round, found.state)
+
+    def open_round(self, round: int) -> tuple[dict[bytes, bytes], list[tuple[str, bytes]]]:
+        """What was signed so far, and the journal of the open round."""
+        signed = self.directory.signed.envelopes()
+        return signed, [(entry.kind, entry.payload) for entry in self._journal if entry.round == round]
+
+    # --- while running ---
+
+    def announce(self, effects: Iterable[Effect]) -> None:
+        """Make the blobs of a batch readable before they are on disk."""
+        with self._lock:
+            self._pending |= {effect.hash: effect.data for effect in effects if isinstance(effect, PutBlob)}
+
+    def commit(self, effects: list[Effect]) -> list[dict[str, Any]]:
+        """Make a batch durable, one fsync for each file; returns an event for every evidence file written."""
+        directory = self.directory
+        signed = [SignedEnvelope(e.slot, e.envelope, e.round) for e in effects if isinstance(e, PersistSigned)]
+        entries = [JournalEntry(e.kind, e.round, e.data) for e in effects if isinstance(e, Journal)]
+        blobs = [e for e in effects if isinstance(e, PutBlob)]
+        for blob in blobs:
+            directory.custody.put(blob.hash, blob.data, blob.round)
+        if blobs:
+            directory.custody.flush()
+        directory.signed.put_many(signed)
+        directory.journal.append_many(entries)
+        self._journal += entries
+        for append in (e for e in effects if isinstance(e, AppendBlock)):
+            self._append(append)
+        with self._lock:
+            for blob in blobs:
+                self._pending.pop(blob.hash, None)
+        return [self._save(e) for e in effects if isinstance(e, SaveEvidence)]
+
+    def _append(self, append: AppendBlock) -> None:
+        directory, charter = self.directory, self.charter
+        directory.ledger.append(append.block, msgspec.msgpack.encode(append.certificate))
+        self._journal = [entry for entry in self._journal if entry.round > append.round]
+        directory.journal.begin(append.round + 1, self._journal)
+        directory.signed.prune(append.round - charter.custody_rounds)
+        directory.custody.drop_before(append.round - charter.custody_rounds - charter.state_sync_every)
+
+    def _save(self, effect: SaveEvidence) -> dict[str, Any]:
+        text = peer_id_text(effect.accused)
+        path = self.directory.evidence.write(effect.round, text, effect.deed, effect.data)
+        return {"event": "evidence", "peer": text, "round": effect.round, "deed": effect.deed, "path": str(path)}
+
+    def save_state(self, round: int, state: bytes, block: bytes, certificate: tuple[bytes, ...], keep: int) -> None:
+        """Write a certified state: its digest stands in the block."""
+        save_checkpoint(
+            self.directory.checkpoints, round, state, block=block, certificate=msgspec.msgpack.encode(certificate), keep=keep
+        )
+
+    def blob(self, hash: bytes) -> bytes | None:
+        """Bytes in custody."""
+        with self._lock:
+            pending = self._pending.get(hash)
+        return pending if pending is not None else self.directory.custody.get(hash)
+
+    def read(self, round: int) -> CertifiedBlock | None:
+        """A block of the ledger with its certificate."""
+        if not 0 <= round < len(self.directory.ledger):
+            return None
+        stored = self.directory.ledger.read(round)
+        return CertifiedBlock(stored.block, msgspec.msgpack.decode(stored.certificate, type=tuple[bytes, ...]))

@@ -1,0 +1,338 @@
+"""A run as a training loop sees it: batches come when it is this peer's turn, steps go through the group.
+
+    run = btrain.Run("run.yaml", task=task)
+    opt = btrain.Optimizer(torch.optim.AdamW(run.model.parameters(), lr=3e-4), run)
+    for batch in run.batches():
+        task.loss(run.model, batch).backward(); opt.step(); opt.zero_grad()
+
+Rounds in which this peer audits, or only follows, are handled inside `batches`. `btrain peer` is this loop and nothing else.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from btrain.charter import charter_of
+from btrain.config import RunConfig, load
+from btrain.data import Batch, Source
+from btrain.errors import BtrainError, ConfigError
+from btrain.identity import KeyFile, peer_id_bytes
+from btrain.peer.learning import Apply, ComputeHere, Learning, LoadState, Stop
+from btrain.peer.options import PeerOptions
+from btrain.peer.store import Store
+from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.encoding import digest, sha256
+from btrain.storage.run_directory import RunDirectory
+from btrain.training import (
+    Evaluation, Evaluator, GradientOracle, Schedule, Task, Trainer, build_oracle, build_training, choose_device, flatten,
+)  # fmt: skip
+
+PROBE_SEED = sha256(b"btrain/probe/v1")
+WAIT_S = 0.5  # how long the loop sleeps between looks at Ctrl-C
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class LoopError(BtrainError):
+    """The training loop does not use the run as it must be used; the message says how."""
+
+
+class GradientMismatch(BtrainError):
+    """The loop's own gradient is not what its task gives: others would find it guilty."""
+
+
+class Parameters(nn.Module):
+    """The parameters of an optimizer as a module, for loops that give no model."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__()
+        listed = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, parameter in enumerate(listed):
+            self.register_parameter(f"p{index:05}", parameter)
+
+
+class Run:
+    """One peer's part in a run. The network starts when an `Optimizer` is attached; leaving the `with` block, or `close`, ends it.
+
+    config: run.yaml or a RunConfig. model: the model that the loop trains; without one it is built from the contract and
+    found as `run.model`. task: `loss(model, batch)`; with it (or with a builtin model) others can recompute gradients.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig | str | Path,
+        *,
+        task: Task | None = None,
+        model: nn.Module | None = None,
+        options: PeerOptions | None = None,
+        on_event: Listener | None = None,
+    ) -> None:
+        self.options = options or PeerOptions()
+        loaded = config if isinstance(config, RunConfig) else load(config)
+        base = None if isinstance(config, RunConfig) else Path(config).resolve().parent
+        self.task, self._listener = task, on_event
+        built = build_training(loaded, model=model, task=task, base=base) if loaded.data is not None else None
+        self.source: Source | None = built.source if built else None
+        self.config = loaded.with_fingerprint(built.source.fingerprint()) if built else loaded
+        self.default_trainer = built.trainer if built else None
+        given = built.trainer.model if built else model
+        self._model = given
+        self.oracle: GradientOracle | None = built.oracle if built and (task is not None or model is None) else None
+        self.final: Evaluation | None = None
+        self.stopped: Stop | None = None
+        self._resources = ExitStack()
+        self._learning: Learning | None = None
+        self._open: ComputeHere | None = None
+        self._waiting: list[Any] = []
+        self._computing_since = 0.0
+        self._checked_own_gradient = False
+        self._evaluations = ThreadPoolExecutor(1, "btrain-evaluation")
+        self._directory: RunDirectory | None = None
+        self._shell: Any = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the loop trains."""
+        if self._model is None:
+            raise ConfigError("the run has no model: give Run(model=...) or a `model:` section")
+        return self._model
+
+    # --- starting and ending ---
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Start the peer with this optimizer: open the run directory, listen, join. Called by `btrain.Optimizer`."""
+        if self._learning is not None:
+            raise LoopError("this run has an optimizer already")
+        trainer = self._trainer(optimizer)
+        x = trainer.parameters()
+        probe_norm = float(self.oracle.gradient(x, PROBE_SEED).norm()) if self.oracle is not None else 0.0
+        try:
+            self._start(trainer, digest(x.numpy().tobytes()), probe_norm)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def _trainer(self, optimizer: torch.optim.Optimizer) -> Trainer:
+        default = self.default_trainer
+        if default is not None and default.optimizer is optimizer:
+            return default
+        contract = self.config.optimizer
+        schedule = Schedule(**contract.schedule.model_dump(), steps=self.config.rounds) if contract else None
+        model = self._model if self._model is not None else Parameters(optimizer)
+        evaluator = None
+        if self.source is not None and self._model is not None:
+            evaluator = Evaluator(model, self.source.split("eval"), self.task, device=choose_device("cpu"))
+        if self.oracle is None and self.task is not None and self.source is not None:
+            self.oracle = build_oracle(self.config, model, self.source, task=self.task)
+        return Trainer(model, optimizer, schedule, evaluator)
+
+    def _start(self, trainer: Trainer, x0: bytes, probe_norm: float) -> None:
+        import trio
+
+        from btrain.peer.shell import Setting, Shell
+
+        config, options = self.config, self.options
+        run_dir = options.run_dir or Path(config.local.run_dir)
+        identity = options.identity or config.local.identity_path or RunDirectory.identity_path(run_dir)
+        key_file = self._resources.enter_context(KeyFile.open_or_create(identity))
+        self._directory = self._resources.enter_context(
+            RunDirectory.open(run_dir, contract=config.contract_hash(), identity=key_file.key.public_key)
+        )
+        self._directory.save_config(config.to_yaml())
+        behaviour = self._behaviour()
+        self._learning = Learning(trainer, self.oracle, behaviour)
+        if self.oracle is None:
+            self._tell({"event": "warning", "text": "no task: others cannot recompute this run's gradients, so only the "
+                        "aggregation and the protocol's checks protect it"})  # fmt: skip
+        announce = options.announce or config.local.announce
+        setting = Setting(
+            config=config, key=key_file.key, store=Store(self._directory, charter_of(config)), learning=self._learning,
+            behaviour=behaviour, probe_norm=probe_norm, x0=x0, numel=trainer.numel,
+            listen=options.listen or config.local.listen, announce=(announce,) if announce else (),
+            join=options.join or tuple(config.local.join), on_event=self._tell,
+        )  # fmt: skip
+        self._shell = Shell(setting)
+        thread = threading.Thread(target=trio.run, args=(self._shell.run,), name="btrain-protocol", daemon=True)
+        thread.start()
+        self._thread = thread
+
+    def _behaviour(self) -> Behaviour:
+        if self.options.adversary is None:
+            return Behaviour()
+        from btrain.adversary import get_adversary
+
+        coalition = frozenset(peer_id_bytes(text) for text in self.options.coalition)
+        return get_adversary(
+            self.options.adversary, coalition=coalition, attack_from=self.options.attack_from, seed=self.config.seed
+        )
+
+    def leave(self) -> None:
+        """Ask to leave in order; `batches` ends soon after. From any thread."""
+        if self._shell is not None:
+            self._shell.leave()
+
+    def close(self) -> None:
+        """End the peer's part: leave if still running, stop the threads, release directory and key."""
+        if self._shell is not None and self.stopped is None:
+            self._shell.leave()
+            while self.stopped is None:
+                self._handle(self._next())
+        if self._shell is not None:
+            self._thread.join()
+        self._evaluations.shutdown(wait=True)
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- the training loop ---
+
+    def batches(self) -> Iterator[Batch]:
+        """This peer's minibatch of every round in which it computes, until the run ends.
+
+        Raises:
+            BtrainError: what ended the run, if it did not end by itself.
+        """
+        if self._learning is None:
+            raise LoopError("attach an optimizer first: btrain.Optimizer(wrapped, run)")
+        while self.stopped is None:
+            command = self._next()
+            if not isinstance(command, ComputeHere):
+                self._handle(command)
+                continue
+            if self.source is None or self.oracle is None:
+                raise LoopError("batches need a `data:` section")
+            self._open, self._computing_since = command, time.perf_counter()
+            yield self.oracle.batch(command.effect.batch_seed)
+            if self._open is not None:
+                raise LoopError("call opt.step() once for every batch")
+        if self.stopped.error is not None:
+            raise self.stopped.error
+
+    def step(self) -> None:
+        """Commit the gradients that lie in the parameters' .grad, and wait until the group's update is applied."""
+        command, self._open = self._open, None
+        learning = self._learning
+        if command is None or learning is None:
+            raise LoopError("opt.step() belongs to a batch of run.batches()")
+        own = self._own_gradient(learning.trainer)
+        self._check_own_gradient(own, command)
+        gradient = learning.behave(own, command)
+        seconds = time.perf_counter() - self._computing_since
+        round = command.effect.round
+        self._shell.computed(round, gradient, seconds)
+        while self.stopped is None and learning.x_round <= round:
+            following = self._next()
+            if isinstance(following, ComputeHere):  # our round is over without us: the next batch comes first
+                self._waiting.insert(0, following)
+                return
+            self._handle(following)
+
+    def _own_gradient(self, trainer: Trainer) -> Tensor:
+        parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        flat = flatten(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+        return self.oracle.clip(flat) if self.oracle is not None else flat
+
+    def _check_own_gradient(self, own: Tensor, command: ComputeHere) -> None:
+        """Once, before the first Commit: what we commit to must be what others recompute."""
+        if self._checked_own_gradient or self.oracle is None or self._learning is None:
+            return
+        self._checked_own_gradient = True
+        x = self._learning.x(command.effect.round)
+        if x is None:
+            return
+        recomputed = self.oracle.gradient(x, command.effect.batch_seed)
+        error = float((own - recomputed).norm() / recomputed.norm().clamp(min=1e-30))
+        if error > charter_of(self.config).tolerance:
+            raise GradientMismatch(
+                f"this loop's gradient differs from what its task gives by {error:.1e} of its length, so others would find it "
+                "guilty. Likely causes: gradients clipped or scaled in the loop (put clip_grad_norm into the contract), "
+                "several backward passes, a loss other than task.loss, random layers without the batch's seed"
+            )
+
+    def _next(self) -> Any:
+        assert self._learning is not None
+        if self._waiting:
+            return self._waiting.pop(0)
+        while True:
+            try:
+                return self._learning.commands.get(timeout=WAIT_S)
+            except queue.Empty:
+                continue
+
+    def _handle(self, command: Any) -> None:
+        learning = self._learning
+        assert learning is not None
+        match command:
+            case Apply():
+                state = learning.apply(command)
+                self._shell.applied(command, state)
+                self._evaluate(command.round + 1)
+            case LoadState(round, data):
+                learning.restart_at(round, data)
+                self._shell.state_loaded(round, data)
+            case Stop():
+                self.stopped = command
+
+    # --- evaluation and events ---
+
+    def _evaluate(self, round: int) -> None:
+        """Every `eval.every` rounds, on a copy, in the background."""
+        learning = self._learning
+        assert learning is not None
+        if learning.trainer.evaluator is None or round % self.config.eval.every:
+            return
+        x = learning.trainer.parameters()
+        self._evaluations.submit(self._evaluate_at, round, x, self.config.eval.samples)
+
+    def _evaluate_at(self, round: int, x: Tensor, samples: int | None) -> Evaluation:
+        assert self._learning is not None
+        torch.set_num_threads(1)
+        result = self._learning.trainer.evaluate(samples, x)
+        self._tell({"event": "evaluated", "round": round, "loss": result.loss, "metric": result.metric,
+                    "samples": samples})  # fmt: skip
+        return result
+
+    def finish(self) -> dict[str, Any]:
+        """After `batches` has ended: evaluate the whole held-out split; returns and logs the `finished` event."""
+        learning = self._learning
+        assert learning is not None and self.stopped is not None
+        x = learning.trainer.parameters()
+        if learning.trainer.evaluator is not None:
+            self.final = self._evaluations.submit(self._evaluate_at, learning.x_round, x, None).result()
+        event = {
+            "event": "finished", "reason": self.stopped.reason, "round": learning.x_round,
+            "digest": digest(x.numpy().tobytes()).hex(), "loss": self.final.loss if self.final else None,
+            "metric": self.final.metric if self.final else None, "bytes_sent": self._shell.bytes_sent,
+            "numel": learning.trainer.numel,
+        }  # fmt: skip
+        self._tell(event)
+        return event
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        directory = self._directory
+        if directory is not None:
+            directory.events.write(event)
+            if event["event"] == "block":
+                directory.metrics.write({key: event[key] for key in _METRICS} | {"round": event["round"]})
+        if self._listener is not None:
+            self._listener(event)
+
+
+_METRICS = ("step", "void", "contributors", "clipped_share", "seconds")
