@@ -58,8 +58,10 @@ def quantize(
     inverse = tl.div_rn(tl.full((R,), 127.0, tl.float32), absmax)
     if STOCHASTIC:
         y = tl.where(magnitude < NORMAL_MIN_BITS, 0.0, x) * inverse[:, None]
-        y = tl.floor(y + _uniform(first * 256, seed, R))
-        q = tl.minimum(tl.maximum(y, -127.0), 127.0).to(tl.int32)
+        y += _uniform(first * 256, seed, R)
+        q = y.to(tl.int32)
+        q -= (q.to(tl.float32) > y).to(tl.int32)  # floor; tl.floor flushes subnormals
+        q = tl.minimum(tl.maximum(q, -127), 127)
         q = tl.where(magnitude == top[:, None], tl.where(bits < 0, -127, 127), q)
     else:
         q = (x * inverse[:, None] + ROUNDER).to(tl.int32, bitcast=True) - ROUNDER_BITS
