@@ -40,7 +40,8 @@ class RandomDirection(Adversary):
         """float32 [d] of length scale * |own|."""
         generator = torch.Generator().manual_seed(self.seed)
         direction: Tensor = torch.randn(own.numel(), generator=generator)
-        return direction * (self.scale * own.norm() / direction.norm())
+        push: Tensor = direction * (self.scale * own.norm() / direction.norm())
+        return push
 
 
 @dataclass

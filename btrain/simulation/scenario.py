@@ -1,0 +1,297 @@
+"""A whole run of a configuration with attackers, in one process and virtual time: one seed, one document."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from btrain.adversary import Adversary, attack_name, get_adversary
+from btrain.adversary.registry import RESTART_MID_ROUND
+from btrain.aggregation import get_rule
+from btrain.config import RunConfig
+from btrain.errors import ConfigError
+from btrain.identity import SigningKey
+from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.encoding import PeerId, digest
+from btrain.protocol.ledger import Block, Charter, LedgerState
+from btrain.protocol.quorum import byzantine_limit, validators_max
+from btrain.simulation.heap import LinkPlan, NetworkPlan
+from btrain.simulation.learning import SharedLearning
+from btrain.simulation.report import (
+    EvidenceKey,
+    Final,
+    Part,
+    Report,
+    false_bans,
+    loss_ratio,
+    peer_reports,
+    rounds_to_bans,
+)
+from btrain.simulation.world import World, simulated_keys
+
+LINK = LinkPlan(latency_min_us=1_000, latency_max_us=20_000)
+STALLED_DELTAS = 2_000  # without a new block for so long the run is over
+DOWN_US = (20_000, 4_000_000)  # how long a killed peer stays away
+UP_US = (200_000, 3_000_000)
+
+
+def charter_of(config: RunConfig) -> Charter:
+    """The contract as the protocol reads it."""
+
+    def microseconds(seconds: float | None) -> int | None:
+        return None if seconds is None else round(seconds * 1e6)
+
+    verification, deadlines, rule = config.verification, config.deadlines, config.aggregation
+    tolerance = verification.tolerance.bf16 if config.precision == "bf16" else verification.tolerance.fp32
+    return Charter(
+        rounds=config.rounds,
+        byzantine_max=config.group.byzantine_max,
+        audits_per_round=verification.audits_per_round,
+        tolerance=tolerance,
+        rule=get_rule(rule.rule, **rule.options()),
+        message_us=round(deadlines.message_s * 1e6),
+        compute_us=microseconds(deadlines.compute_s),
+        transfer_us=microseconds(deadlines.transfer_s),
+        admission="allowlist" if config.group.admission == "allowlist" else "open",
+        allowed=frozenset(config.members),
+        state_sync_every=config.state_sync_every,
+        custody_rounds=verification.custody_rounds,
+    )
+
+
+def with_peers(config: RunConfig, peers: int, rounds: int | None = None) -> RunConfig:
+    """The configuration for local peers: as many founders, the most Byzantine ones that they allow, these rounds."""
+    update: dict[str, Any] = {} if rounds is None else {"rounds": rounds}
+    if config.group.start_when != peers or config.group.members:
+        limit = byzantine_limit(peers, validators_max(peers, config.verification.audits_per_round))
+        group = {"start_when": peers, "byzantine_max": limit, "members": (), "admission": "open"}
+        update["group"] = config.group.model_copy(update=group)
+    return config.model_copy(update=update)
+
+
+def cast_attackers(
+    keys: Sequence[SigningKey], byzantine: int, attacks: Sequence[str], attack_from: int, seed: int
+) -> tuple[list[Part], dict[int, Behaviour]]:
+    """The part of every peer in member order, and the behaviours of the attackers by position.
+
+    The last `byzantine` peers take the attacks in turn; one under `restart_mid_round` is honest. Raises ConfigError.
+    """
+    if byzantine and not attacks:
+        raise ConfigError("--byzantine without --attack: name what they do")
+    first = len(keys) - byzantine
+    specs = {first + i: attacks[i % len(attacks)] for i in range(byzantine)}
+    hostile = {i for i, spec in specs.items() if attack_name(spec) != RESTART_MID_ROUND}
+    coalition = frozenset(keys[i].public_key for i in hostile)
+    behaviours: dict[int, Behaviour] = {}
+    cast = []
+    for i, key in enumerate(keys):
+        spec = specs.get(i)
+        starts = attack_from
+        if spec is not None:
+            behaviour = get_adversary(spec, coalition=coalition, attack_from=attack_from, seed=seed)
+            if i in hostile:
+                behaviours[i] = behaviour
+            starts = behaviour.attack_from if isinstance(behaviour, Adversary) else attack_from
+        cast.append(Part(key.public_key, i in hostile, spec, starts))
+    return cast, behaviours
+
+
+@dataclass
+class Scenario:
+    """One simulated run. `report` can be asked for at any time."""
+
+    config: RunConfig
+    cast: list[Part]
+    world: World
+    learning: SharedLearning
+    stop_when_banned: bool = False
+
+    def run(self, on_round: Callable[[int], None] | None = None) -> None:
+        """Until every honest peer has the last block, all attackers are banned (if asked), or nothing moves."""
+        world, heap = self.world, self.world.heap
+        step_us = world.charter.message_us
+        height, moved_us = -1, 0
+        while not self._done():
+            heap.run(heap.now + step_us)
+            if self._height() > height:
+                height, moved_us = self._height(), heap.now
+                if on_round is not None:
+                    on_round(height)
+            elif heap.now - moved_us > STALLED_DELTAS * step_us:
+                return
+
+    def _height(self) -> int:
+        return max(self.world.height(peer) for peer in self.world.honest)
+
+    def _done(self) -> bool:
+        world = self.world
+        if all(world.height(peer) >= world.charter.rounds for peer in world.honest):
+            return True
+        attackers = [part.peer for part in self.cast if part.byzantine]
+        if not self.stop_when_banned or not attackers:
+            return False
+        heads = [node.member.state for node in map(world.node, world.honest) if node is not None]
+        return bool(heads) and all(peer in state.roster.banned for state in heads for peer in attackers)
+
+    def longest(self) -> PeerId:
+        """The honest peer with the longest ledger."""
+        return max(self.world.honest, key=lambda peer: (self.world.height(peer), peer))
+
+    def ledger(self) -> tuple[list[Block], LedgerState]:
+        """The longest honest ledger and the state after it."""
+        blocks = self.world.blocks(self.longest())
+        state = LedgerState.start(self.world.genesis, self.world.charter)
+        for block in blocks:
+            state = state.advance(block)
+        return blocks, state
+
+    def final(self) -> Final:
+        """Median over the honest active peers of the evaluation on the whole held-out split."""
+        _, state = self.ledger()
+        learners = {
+            peer: node.learner
+            for peer in self.world.honest
+            if (node := self.world.node(peer)) is not None and peer in state.roster.present
+        }
+        found = [self.learning.evaluate(learner.parameters()) for learner in learners.values()]
+        loss = median(e.loss for e in found)
+        return Final(loss, median(e.loss if e.metric is None else e.metric for e in found))
+
+    def digests_equal(self) -> bool:
+        """Whether honest peers agree on every block that two of them have, and on the parameters where they stand."""
+        blocks: dict[int, bytes] = {}
+        x: dict[int, bytes] = {}
+        for peer in self.world.honest:
+            for round, certified in enumerate(self.world.identities[peer].disk.blocks):
+                if blocks.setdefault(round, certified.block) != certified.block:
+                    return False
+            node = self.world.node(peer)
+            if node is not None:
+                here = digest(node.learner.parameters().numpy().tobytes())
+                if x.setdefault(node.x_round, here) != here:
+                    return False
+        return True
+
+    def evidence(self) -> dict[EvidenceKey, list[str]]:
+        """SHA-256 of the evidence bundles that honest peers hold."""
+        found: dict[EvidenceKey, set[str]] = {}
+        for peer in self.world.honest:
+            for accused, round, deed, data in self.world.identities[peer].disk.evidence:
+                found.setdefault((accused, round, deed), set()).add(digest(data).hex())
+        return {key: sorted(hashes) for key, hashes in found.items()}
+
+    def bytes_sent_per_parameter(self, rounds: int) -> float:
+        """Median over the honest peers, per round."""
+        sent = [self.world.heap.bytes_sent.get(peer, 0) for peer in self.world.honest]
+        return float(median(sent)) / max(1, rounds) / self.world.genesis.numel
+
+    def report(self, baseline_loss: float | None = None) -> Report:
+        """The document so far."""
+        blocks, state = self.ledger()
+        rows = peer_reports(self.cast, blocks, state, self.evidence())
+        first, last = rounds_to_bans(self.cast, blocks)
+        final = self.final()
+        return Report(
+            run_id=self.world.genesis.run.hex(),
+            rounds=len(blocks),
+            final=final,
+            peers=rows,
+            false_bans=false_bans(rows),
+            digests_equal=self.digests_equal(),
+            rounds_to_first_ban=first,
+            rounds_to_all_banned=last,
+            loss_ratio=None if baseline_loss is None else loss_ratio(final.loss, baseline_loss),
+            bytes_sent_per_parameter=self.bytes_sent_per_parameter(len(blocks)),
+        )
+
+
+def stage(
+    config: RunConfig,
+    *,
+    peers: int,
+    byzantine: int = 0,
+    attacks: Sequence[str] = (),
+    attack_from: int = 0,
+    rounds: int | None = None,
+    seed: int = 0,
+    plan: NetworkPlan | None = None,
+    stop_when_banned: bool = False,
+    base: Path | None = None,
+) -> Scenario:
+    """Make the run ready. Raises ConfigError, for `byzantine` above the limit with the limit."""
+    config = with_peers(config, peers, rounds)
+    if byzantine > config.group.byzantine_max:
+        raise ConfigError(f"--byzantine {byzantine}: {peers} peers can take at most {config.group.byzantine_max}")
+    keys = simulated_keys(seed, peers)
+    cast, behaviours = cast_attackers(keys, byzantine, attacks, attack_from, seed)
+    learning = SharedLearning(config, base)
+    world = World(
+        charter_of(config), learning.learner, peers, seed=seed, byzantine=behaviours,
+        plan=plan or NetworkPlan(LINK), contract=learning.config.contract_bytes(),
+    )  # fmt: skip
+    for part in cast:
+        if part.attack is not None and not part.byzantine:
+            _Restarter(world, part.peer, random.Random(f"{seed}/{part.peer.hex()}")).arm()
+    return Scenario(config, cast, world, learning, stop_when_banned)
+
+
+@dataclass
+class _Restarter:
+    """Kills an honest peer again and again, in whatever phase it is, and starts it after a while."""
+
+    world: World
+    peer: PeerId
+    random: random.Random
+
+    def arm(self) -> None:
+        """Until the end of the run."""
+        self.world.heap.call(self.world.heap.now + self.random.randint(*UP_US), self._kill)
+
+    def _kill(self) -> None:
+        heap = self.world.heap
+        if self.world.height(self.peer) >= self.world.charter.rounds:
+            return
+        if self.world.node(self.peer) is not None:
+            back_us = heap.now + self.random.randint(*DOWN_US)
+            heap.crash(self.peer, heap.now)
+            heap.restart(self.peer, back_us)
+            heap.call(back_us, self.arm)
+        else:
+            self.arm()
+
+
+def simulate(
+    config: RunConfig,
+    *,
+    peers: int,
+    byzantine: int = 0,
+    attacks: Sequence[str] = (),
+    attack_from: int = 0,
+    rounds: int | None = None,
+    seed: int = 0,
+    baseline: bool = False,
+    plan: NetworkPlan | None = None,
+    stop_when_banned: bool = False,
+    base: Path | None = None,
+    on_round: Callable[[int], None] | None = None,
+) -> Report:
+    """Run a configuration in virtual time; equal arguments give equal documents.
+
+    attacks: NAME[:key=value,...], taken in turn by the attackers. baseline: run it without attackers too and give the
+    ratio of the losses. Raises ConfigError.
+    """
+    scenario = stage(
+        config, peers=peers, byzantine=byzantine, attacks=attacks, attack_from=attack_from, rounds=rounds, seed=seed,
+        plan=plan, stop_when_banned=stop_when_banned, base=base,
+    )  # fmt: skip
+    scenario.run(on_round)
+    report = scenario.report()
+    if not baseline:
+        return report
+    honest = stage(config, peers=peers, rounds=rounds, seed=seed, plan=plan, base=base)
+    honest.run()
+    return replace(report, loss_ratio=loss_ratio(report.final.loss, honest.final().loss))
