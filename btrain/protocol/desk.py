@@ -11,6 +11,7 @@ from btrain.identity import SigningKey
 from btrain.protocol.agreement_messages import Final, Lock, Proposal, Quit, Vote
 from btrain.protocol.effects import Effect, Event, PersistSigned, Send
 from btrain.protocol.encoding import ZERO, PeerId, encode
+from btrain.protocol.errors import ForeignMessage
 from btrain.protocol.messages import (
     PROTOCOL_VERSION,
     Accusation,
@@ -104,16 +105,19 @@ class Desk:
     def notice(self, message: Message) -> bool:
         """Compare with what is known of the slot; False for a second statement, which is set aside as a conflict."""
         known = self._seen.setdefault(message.slot, message)
-        if known.statement == message.statement:
+        if known is message or known.statement == message.statement:
             return True
         if all(second.statement != message.statement for _, second in self.conflicts):
             self.conflicts.append((known, message))
         return False
 
     def restore(self, envelopes: Mapping[bytes, bytes]) -> None:
-        """Take back what was signed before a restart."""
+        """Take back what was signed before a restart; a Join that founded the run belongs to none and stays out."""
         for slot, data in envelopes.items():
-            self.signed[slot] = self.verifier.open(data, self.run, self.group)
+            try:
+                self.signed[slot] = self.verifier.open(data, self.run, self.group)
+            except ForeignMessage:
+                continue
 
     def forget(self, before_round: int) -> None:
         """Drop the envelopes of rounds that are over."""

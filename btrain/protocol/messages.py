@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Literal
 
 import msgspec
@@ -177,12 +178,12 @@ class Message:
         """The signer."""
         return self.statement.sender
 
-    @property
+    @cached_property
     def hash(self) -> bytes:
         """Hash of the statement: equal for equal bodies, whatever the signature bytes."""
         return digest(encode(self.statement))
 
-    @property
+    @cached_property
     def slot(self) -> bytes:
         """Key of the slot. Results of different ctx are not compared: who saw another decision is no liar."""
         return slot_key(self.statement)

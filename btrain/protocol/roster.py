@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.quorum import byzantine_limit, fast_quorum, quorum, validators_max
@@ -36,19 +37,23 @@ class Roster:
 
     def seat(self, peer: PeerId) -> Seat | None:
         """The peer's seat, if it holds one."""
-        return next((seat for seat in self.seats if seat.peer == peer), None)
+        return self._by_peer.get(peer)
 
-    @property
+    @cached_property
+    def _by_peer(self) -> dict[PeerId, Seat]:
+        return {seat.peer: seat for seat in self.seats}
+
+    @cached_property
     def members(self) -> tuple[PeerId, ...]:
         """Every seat's peer, in member order."""
         return tuple(seat.peer for seat in self.seats)
 
-    @property
+    @cached_property
     def present(self) -> tuple[PeerId, ...]:
         """E: members that the others wait for, in member order."""
         return tuple(seat.peer for seat in self.seats if not seat.absent)
 
-    @property
+    @cached_property
     def faulty_max(self) -> int:
         """b now: the contract's, never more than these seats can carry."""
         n = len(self.seats)
