@@ -144,7 +144,7 @@ class Run:
 
         config, options = self.config, self.options
         run_dir = options.run_dir or Path(config.local.run_dir)
-        identity = options.identity or config.local.identity_path or RunDirectory.identity_path(run_dir)
+        identity = options.identity or config.local.identity or RunDirectory.identity_path(run_dir)
         key_file = self._resources.enter_context(KeyFile.open_or_create(identity))
         self._directory = self._resources.enter_context(
             RunDirectory.open(run_dir, contract=config.contract_hash(), identity=key_file.key.public_key)

@@ -55,11 +55,11 @@ model: {builtin: mlp, hidden: [32]}
 data: {builtin: digits}        # 1797 images of 8x8 pixels; ships with scikit-learn
 optimizer:
   name: SGD
-  lr: 0.1
+  lr: 0.5
   momentum: 0.9
   nesterov: true
   schedule: {name: cosine}
-batch_size: 32                 # samples per worker and round
+batch_size: 64                 # samples per worker and round
 rounds: 120
 seed: 0
 precision: fp32
