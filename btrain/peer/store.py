@@ -111,10 +111,10 @@ class Store:
         found = latest_checkpoint(self.directory.checkpoints)
         return None if found is None or found.round > before_round else (found.round, found.state)
 
-    def open_round(self, round: int) -> tuple[dict[bytes, bytes], list[tuple[str, bytes]]]:
-        """What was signed so far, and the journal of the open round."""
+    def open_round(self, round: int) -> tuple[dict[bytes, bytes], list[tuple[int, str, bytes]]]:
+        """What was signed so far, and the journal of `round` and of what was open after it."""
         signed = self.directory.signed.envelopes()
-        return signed, [(entry.kind, entry.payload) for entry in self._journal if entry.round == round]
+        return signed, [(entry.round, entry.kind, entry.payload) for entry in self._journal if entry.round >= round]
 
     # --- while running ---
 
