@@ -1,4 +1,8 @@
-"""What an agreement is about to do: effects in order, timers that are set, slots given out for signing."""
+"""What an agreement is about to do: effects in order, timers that are set, slots given out for signing.
+
+Timers are set and cancelled at the head of a step's effects, each at most once: a message that the owner gives back
+while it still executes the step that had it signed may move a timer, and nothing older may come after that.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ class Outbox:
         self.dirty = False  # the state must be stored before the effects take place
         self._effects: list[Effect] = []
         self._due: dict[str, int] = {}
+        self._told: dict[str, int] = {}  # the timers as the owner knows them
         self._given_out: set[tuple[type, int]] = set()
         self._pushed: set[ItemKey] = set()
 
@@ -23,9 +28,14 @@ class Outbox:
 
     def take(self, snapshot: bytes | None) -> list[Effect]:
         """The effects so far, behind a Persist where one is needed."""
-        effects, self._effects = self._effects, []
+        effects: list[Effect] = [] if snapshot is None else [Persist(snapshot)]
+        effects += [CancelTimer(name) for name in self._told if name not in self._due]
+        effects += [SetTimer(name, at_us) for name, at_us in self._due.items() if self._told.get(name) != at_us]
+        effects += self._effects
+        self._told = dict(self._due)
+        self._effects = []
         self.dirty = False
-        return effects if snapshot is None else [Persist(snapshot), *effects]
+        return effects
 
     def sign(self, payload: Payload) -> None:
         """Have the payload signed, once for its slot."""
@@ -47,7 +57,6 @@ class Outbox:
     def set_timer(self, name: str, delay_us: int) -> None:
         """Set a timer, in place of one of that name."""
         self._due[name] = self.now + delay_us
-        self.emit(SetTimer(name, self.now + delay_us))
 
     def due(self, name: str) -> int | None:
         """When a timer rings, None if it is not set."""
@@ -55,6 +64,7 @@ class Outbox:
 
     def ring(self, name: str) -> bool:
         """Whether the timer is set and due; it is set no longer."""
+        self._told.pop(name, None)
         due = self._due.get(name)
         if due is None or self.now < due:
             return False
@@ -64,5 +74,4 @@ class Outbox:
     def cancel(self, *names: str) -> None:
         """Cancel those timers that are set; all if none is named."""
         for name in names or tuple(self._due):
-            if self._due.pop(name, None) is not None:
-                self.emit(CancelTimer(name))
+            self._due.pop(name, None)

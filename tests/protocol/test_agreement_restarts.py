@@ -6,7 +6,7 @@ import pytest
 
 from btrain.protocol.agreement import Agreement, Electorate, Quit, Rules, Timing, Vote
 from btrain.protocol.encoding import PeerId
-from btrain.simulation.decision import Item, item_hash, item_key, items_digest
+from btrain.simulation.decision import Item, Value, item_hash, item_key, items_digest
 from btrain.simulation.schedule import DELTA as D
 from btrain.simulation.schedule import Schedule
 
@@ -43,9 +43,12 @@ def power_cut_after_a_final_vote(members: int, faulty_max: int, engine: type[Agr
     for peer in s.honest:
         s.heap.crash(peer, 7 * D + 10)
         s.heap.restart(peer, 7 * D + 20)
-    s.say(liar, s.honest[1:], Value(s.items()), 10 * D)
-    s.vote(s.honest[1:], 0, s.items(), 10 * D)
-    s.complete_finals(11 * D)
+    s.propose(s.honest[1:], 2, s.items(), 20 * D)
+    s.vote(s.honest[1:], 2, s.items(), 20 * D + 1)
+    s.say(liar, voters, Value(poorer), 21 * D)
+    s.delay(D, src=voters, since_us=21 * D)
+    s.complete_finals(22 * D - 10)
+    s.complete_finals(22 * D + 10)
     return s
 
 
