@@ -8,7 +8,8 @@ from btrain.cli import benches, checks, files, groups, peers
 
 EXIT_CODES = """\
 Exit codes: 0 done; 1 the run failed; 2 wrong usage or configuration; 3 a ledger, certificate or evidence does not
-verify; 4 a peer or the network cannot be reached; 5 another contract; 6 identity in use or unreadable; 130 Ctrl-C twice.
+verify; 4 a peer or the network cannot be reached; 5 another contract; 6 identity in use or
+unreadable; 130 stopped by Ctrl-C.
 """
 
 app = typer.Typer(

@@ -33,7 +33,7 @@ def bench(
     name: Annotated[Benchmark, typer.Argument(help="What to measure.")] = Benchmark.ALL,
     as_json: AsJson = False,
 ) -> None:
-    """Measure codec, reduction or whole rounds; further options go to the benchmark (`btrain bench round --help-more`)."""
+    """Measure the codec, the reduction or whole rounds; further options go to the benchmark."""
     with output(as_json):
         names = [b for b in Benchmark if b is not Benchmark.ALL] if name is Benchmark.ALL else [name]
         if as_json and len(names) > 1:

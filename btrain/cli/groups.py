@@ -11,7 +11,6 @@ from btrain.cli.options import ConfigFile, Settings
 from btrain.cli.output import AsJson, Output, output
 
 if TYPE_CHECKING:
-    from btrain.config import RunConfig
     from btrain.swarm import SwarmPlan
 
 Attack = Annotated[
@@ -55,7 +54,9 @@ def swarm(
     byzantine: Byzantine = 0,
     attack: Attack = None,
     attack_from: AttackFrom = 0,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; default: local.run_dir and the time.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: local.run_dir and the time.")
+    ] = None,
     settings: Settings = None,
     seed: Seed = 0,
     baseline: Baseline = False,
@@ -75,8 +76,8 @@ def swarm(
 
 
 def _run_swarm(plan: SwarmPlan, out: Output) -> None:
-    from btrain.swarm import closing_text, run_swarm
+    from btrain.swarm import run_swarm
 
-    report, code = run_swarm(plan, out.say, live=not out.as_json)
-    out.document(report, closing_text(report))
-    raise typer.Exit(code)
+    closing = run_swarm(plan, out.say, live=not out.as_json)
+    out.document(closing.report.document(), closing.text)
+    raise typer.Exit(closing.exit_code)

@@ -1,0 +1,233 @@
+"""Running a swarm: the bootstrap first, then the others with its address, until all honest peers are done."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from btrain.errors import BtrainError, ConfigError, ContractError, IdentityError, NetworkError
+from btrain.monitor import Board, Screen
+from btrain.peer.options import PeerOptions
+from btrain.simulation.report import Report
+from btrain.swarm.child import LOG
+from btrain.swarm.outcome import Outcome
+from btrain.swarm.plan import PlannedPeer, SwarmPlan
+from btrain.swarm.processes import LEAVE_GRACE_S, Processes, last_words, start_server
+from btrain.swarm.report import closing_text, compared, report_of, write_report
+
+TICK_S = 0.25
+RESTART_AFTER_ROUNDS = 3
+INTERRUPTED = 130
+_ERRORS = {error.exit_code: error for error in (ConfigError, NetworkError, ContractError, IdentityError)}
+
+Say = Callable[[str], None]
+
+
+class SwarmFailed(BtrainError):
+    """The swarm could not found its run, or no honest peer came to its end; the message names peer and reason."""
+
+
+class Interrupts:
+    """How often SIGINT or SIGTERM came while a swarm runs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count in place of what the signals do otherwise; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _take(self, number: int, frame: object) -> None:
+        self.count += 1
+
+
+@dataclass(frozen=True)
+class Closing:
+    """How a swarm ended: its report, the same in words, and the exit code."""
+
+    report: Report
+    text: str
+    exit_code: int
+
+
+def run_swarm(plan: SwarmPlan, say: Say, *, live: bool) -> Closing:
+    """Run the swarm and, if asked, the same without attackers.
+
+    Raises SwarmFailed, and the ConfigError, NetworkError or IdentityError that kept a peer from starting.
+    """
+    start_server()
+    check_attacks(plan)
+    interrupts = Interrupts()
+    with interrupts.counted():
+        swarm = Swarm(plan, say, interrupts, live=live)
+        report = swarm.run()
+        if plan.baseline and not interrupts.count:
+            say("once more without attackers")
+            report = compared(report, Swarm(plan.without_attackers(), say, interrupts, live=live).run())
+    write_report(plan.run_dir, report)
+    text = closing_text(report, list(swarm.outcomes.values()))
+    return Closing(report, text, INTERRUPTED if interrupts.count else 0)
+
+
+def check_attacks(plan: SwarmPlan) -> None:
+    """Raise ConfigError for an attack that is unknown or has a wrong option."""
+    from btrain.adversary import get_adversary
+
+    for attack in plan.attacks:
+        get_adversary(attack)
+
+
+class Swarm:
+    """One run of the peers of a plan."""
+
+    def __init__(self, plan: SwarmPlan, say: Say, interrupts: Interrupts, *, live: bool) -> None:
+        self.plan = plan
+        self.peers = plan.prepare()
+        self.outcomes = {peer.name: Outcome(peer) for peer in self.peers}
+        self.interrupts = interrupts
+        self.processes = Processes(plan.config_text())
+        board = Board(plan.config.rounds)
+        for peer in self.peers:
+            board.add(peer.peer_id, peer.name, peer.attack)
+        self.screen = Screen(board, say, live=live)
+        self._coalition = tuple(peer.peer_id for peer in self.peers if peer.byzantine)
+        self._bootstrap: str | None = None
+        self._restarts = {peer.name for peer in self.peers if peer.restarted}
+        self._kill_at: dict[str, float] = {}
+        self._random = random.Random(plan.seed)
+        self._stopping = 0
+        self._started_at = time.monotonic()
+
+    def run(self) -> Report:
+        """Run to the end. Raises SwarmFailed and whatever kept the run from being founded."""
+        with self.screen, self.processes:
+            self._start(self.peers[0])
+            while not self._done():
+                self._tick()
+            self._leave()
+        return report_of(self.plan, list(self.outcomes.values()), time.monotonic() - self._started_at)
+
+    # --- one turn ---
+
+    def _tick(self) -> None:
+        for name, event in self.processes.wait(TICK_S):
+            self._take(self.outcomes[name], event)
+        self._interrupted()
+        self._restart()
+        self._bury()
+        self.screen.refresh()
+
+    def _take(self, outcome: Outcome, event: Mapping[str, Any]) -> None:
+        outcome.take(event)
+        self.screen.feed(outcome.peer.peer_id, event)
+        if event["event"] == "started" and self._bootstrap is None:
+            self._bootstrap = _local_address(event["addresses"])
+            for peer in self.peers[1:]:
+                self._start(peer)
+        if event["event"] == "round" and outcome.peer.name in self._restarts:
+            self._plan_kill(outcome, event["round"])
+
+    def _start(self, peer: PlannedPeer) -> None:
+        options = PeerOptions(
+            run_dir=peer.run_dir,
+            identity=peer.run_dir / "identity.key",
+            join=(self._bootstrap,) if self._bootstrap else (),
+            adversary=peer.attack if peer.byzantine else None,
+            attack_from=self.plan.attack_from,
+            coalition=self._coalition if peer.byzantine else (),
+        )
+        self.processes.start(peer.name, options)
+
+    # --- the harness's own misdeeds ---
+
+    def _plan_kill(self, outcome: Outcome, round: int) -> None:
+        if round < max(self.plan.attack_from, RESTART_AFTER_ROUNDS) or outcome.peer.name in self._kill_at:
+            return
+        rounds_s = [sum(phases) for phases in zip(*outcome.seconds.values(), strict=False)]
+        typical_s = sorted(rounds_s)[len(rounds_s) // 2] if rounds_s else 0.1
+        self._kill_at[outcome.peer.name] = time.monotonic() + self._random.random() * typical_s
+
+    def _restart(self) -> None:
+        for name, at in list(self._kill_at.items()):
+            if name in self._restarts and time.monotonic() >= at:
+                self._restarts.discard(name)
+                running = self.processes.running[name]
+                running.kill()
+                running.process.join()
+                running.close()
+                self.screen.say(f"killed {name} in the middle of round {self.outcomes[name].round}; it starts again")
+                self._start(self.outcomes[name].peer)
+
+    # --- the end ---
+
+    def _bury(self) -> None:
+        """Report peers that ended before their time; the run goes on as long as it can."""
+        for name, outcome in self.outcomes.items():
+            running = self.processes.running
+            if name not in running or not self.processes.ended(name) or outcome.error or self._over(name):
+                continue
+            code = running[name].exit_code
+            how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+            words = last_words(outcome.peer.run_dir / LOG)
+            outcome.error = f"{how}{': ' if words else ''}{words}"
+            self.screen.feed(outcome.peer.peer_id, {"event": "error", "text": outcome.error})
+
+    def _over(self, name: str) -> bool:
+        outcome = self.outcomes[name]
+        return outcome.finished is not None or outcome.peer.peer_id in self._banned()
+
+    def _banned(self) -> set[str]:
+        return {banned for o in self.outcomes.values() if not o.peer.byzantine for banned in o.banned}
+
+    def _done(self) -> bool:
+        """Whether every honest peer has ended, or all were told to stop and have."""
+        running = self.processes.running
+        if self._stopping:
+            return not self.processes.alive()
+        for name, outcome in self.outcomes.items():
+            ended = name in running and self.processes.ended(name)
+            if ended and not outcome.founded and outcome.finished is None and not outcome.peer.byzantine:
+                code = running[name].exit_code
+                kind = _ERRORS.get(code, SwarmFailed) if code is not None else SwarmFailed
+                raise kind(f"{name}: {outcome.error or 'ended before the run began'}")
+        honest = [name for name, outcome in self.outcomes.items() if not outcome.peer.byzantine]
+        return all(name in running and self.processes.ended(name) for name in honest)
+
+    def _interrupted(self) -> None:
+        if self.interrupts.count == self._stopping:
+            return
+        self._stopping = self.interrupts.count
+        if self._stopping == 1:
+            self.screen.say("stopping: the peers leave in order; Ctrl-C once more ends them at once")
+            self.processes.terminate()
+        else:
+            self.processes.kill()
+
+    def _leave(self) -> None:
+        """Attackers that are still there are asked to go; what does not go in time is ended."""
+        self.processes.terminate()
+        until = time.monotonic() + LEAVE_GRACE_S
+        while self.processes.alive() and time.monotonic() < until and self.interrupts.count < 2:
+            for name, event in self.processes.wait(TICK_S):
+                self._take(self.outcomes[name], event)
+
+
+def _local_address(addresses: list[str]) -> str:
+    """The address that peers on this machine dial."""
+    local = [address for address in addresses if address.startswith("/ip4/127.0.0.1/")]
+    return (local or addresses)[0]
