@@ -34,7 +34,7 @@ def _uniform(first_counter, seed, R: tl.constexpr):
     return ((words >> 9) * 2 + 1).to(tl.int32, bitcast=True).to(tl.float32) * 5.9604644775390625e-08
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def quantize(
     x_ptr, codes_ptr, scales_ptr, numel: tl.int64, first_block: tl.int64, seed: tl.int64,
     R: tl.constexpr, EVEN: tl.constexpr, STOCHASTIC: tl.constexpr,
@@ -161,7 +161,7 @@ def weighted_sum(codes_ptr, weights_ptr, out_ptr, vectors: tl.int64, blocks: tl.
     tl.store(out_ptr + block * K + k, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key", "high", "first_block"])
 def sketch_groups(
     codes_ptr, scales_ptr, terms_ptr, blocks: tl.int64, lines: tl.int64, scale_stride: tl.int64,
     key: tl.int64, high: tl.int64, first_block: tl.int64,
