@@ -337,6 +337,7 @@ def run(
     faulty_max: int,
     *,
     skew: int = 0,
+    absent: int = 0,
     faults: bool = False,
     engine: type[Agreement] = Agreement,
 ) -> tuple[World, list[str]]:
@@ -344,22 +345,23 @@ def run(
     rng = random.Random(seed)
     peers = list(peer_ids(members))
     shuffled = rng.sample(peers, members)
-    byzantine = rng.randint(0, faulty_max) if faults else faulty_max
+    gone, shuffled = shuffled[:absent], shuffled[absent:]
+    byzantine = rng.randint(0, faulty_max - absent) if faults else faulty_max - absent
     liars, honest = sorted(shuffled[:byzantine]), sorted(shuffled[byzantine:])
-    proposers = tuple(liars + honest if rng.random() < 0.5 else rng.sample(peers, members))
+    proposers = tuple(liars + honest if rng.random() < 0.5 else rng.sample(shuffled, len(shuffled)))
     heap = Heap(seed, **latencies(rng, honest))  # type: ignore[arg-type]
     authority = Listening()
-    electorate = Electorate(tuple(peers), frozenset(peers), faulty_max, proposers)
+    electorate = Electorate(tuple(peers), frozenset(shuffled), faulty_max, proposers)
     world = World(heap, electorate, Timing(D, 3 * D, 7 * D), engine=engine, authority=authority)
     for peer in honest:
         world.add_member(peer, begins_us=rng.choice((0, skew, rng.randint(0, skew))))
-    for peer in liars:
+    for peer in (*liars, *gone):
         world.add_puppet(peer)
     if liars:
         minds = rng.choice((Coalition, Schemer))
         coalition = authority.coalition = minds(world, rng, liars, honest)
         coalition.begin()
-    hit = disturb(world, rng, honest, faulty_max - byzantine) if faults else set()
+    hit = disturb(world, rng, honest, faulty_max - absent - byzantine) if faults else set()
     heap.run(lambda: len(world.certified) == len(honest) or heap.now > 500 * D + skew)
     return world, complaints(world, honest, hit)
 
@@ -379,7 +381,7 @@ def complaints(world: World, honest: Sequence[PeerId], hit: set[PeerId]) -> list
     return wrong
 
 
-CONDITIONS = [(0, False), (D, False), (20 * D, False), (D, True)]
+CONDITIONS = [(0, False), (D, False), (20 * D, False), (D, True)]  # skew, faults of honest members
 RUNS = {(3, 1): 50, (4, 1): 50, (5, 2): 50, (9, 4): 12, (16, 7): 3}
 
 
@@ -388,6 +390,15 @@ RUNS = {(3, 1): 50, (4, 1): 50, (5, 2): 50, (9, 4): 12, (16, 7): 3}
 def test_agreement_survives_a_random_coalition(members: int, faulty_max: int, skew: int, faults: bool) -> None:
     for seed in range(RUNS[members, faulty_max]):
         _, wrong = run(seed, members, faulty_max, skew=skew, faults=faults)
+        assert not wrong, f"seed {seed}: {wrong}"
+
+
+@pytest.mark.parametrize("faults", [False, True])
+@pytest.mark.parametrize(("members", "faulty_max", "absent"), [(3, 1, 1), (5, 2, 1), (9, 4, 1), (9, 4, 3), (16, 7, 5)])
+def test_absent_members_count_as_faulty_ones(members: int, faulty_max: int, absent: int, faults: bool) -> None:
+    """With many of them attempt 0 is skipped."""
+    for seed in range(RUNS[members, faulty_max]):
+        _, wrong = run(seed, members, faulty_max, skew=D, absent=absent, faults=faults)
         assert not wrong, f"seed {seed}: {wrong}"
 
 
