@@ -1,8 +1,9 @@
 """How two peers take a channel into use: Hello, Hello or Refuse, Confirm; and which of two crossing channels survives.
 
-Both may dial at once. The smaller identity's channel is the one that survives: while its own dial is authenticated it
-refuses the other's, and the larger one gives up its own once it has consented to the smaller's. A channel is in use
-for the listener only when the dialler has confirmed it, so none is in use on one side alone for long.
+Both may dial at once; then the smaller identity decides. It never has both its own Hello under way and a consent to the
+other's: while it waits for the answer to its own it refuses the other's, and once it has consented it waits for the
+outcome before it greets. The larger one gives up its own dial once it has consented to the smaller's. A channel is in
+use for the listener only when the dialler has confirmed it.
 """
 
 from __future__ import annotations
@@ -65,11 +66,13 @@ class Greeter:
         self._objection = objection
         self._links = links
         self._dialling: set[bytes] = set()  # authenticated, own Hello sent or about to be
-        self._consented: set[bytes] = set()  # waiting for the dialler's Confirm
+        self._consented: dict[bytes, trio.Event] = {}  # waiting for the dialler's Confirm; set at the outcome
 
     async def dial(self, channel: ByteStream) -> Greeted:
         """Greet first; raises Crossed, WrongRun, ConnectionRefused, LinkLost or PeerViolation."""
         peer = channel.peer
+        while peer in self._consented and self._identity < peer:
+            await self._consented[peer].wait()
         if self._gives_way(peer):
             raise Crossed("the peer dialled first")
         self._dialling.add(peer)
@@ -102,15 +105,17 @@ class Greeter:
             await _linger(channel)
             return None
         hello = self._check(peer, kind, payload)
-        self._consented.add(peer)
+        outcome = self._consented[peer] = trio.Event()
         try:
             await channel.write(encode_hello(self._hello()))
             kind, _ = await _next_frame(channel, parser)
             if kind != Kind.CONFIRM:
                 raise PeerViolation(f"expected a confirmation, got frame type {kind}")
+            return Greeted(channel, parser, hello)
         finally:
-            self._consented.discard(peer)
-        return Greeted(channel, parser, hello)
+            outcome.set()
+            if self._consented.get(peer) is outcome:
+                del self._consented[peer]
 
     def _gives_way(self, peer: bytes) -> bool:
         return peer in self._links or (peer in self._consented and self._identity > peer)
