@@ -225,3 +225,18 @@ class Screen:
             self._live.console.print(self.board.table())
         elif self.board.round > self._shown_round:
             self._say(self.board.line())
+
+
+class RoundLine:
+    """Says now and then how far a simulation has come."""
+
+    def __init__(self, rounds: int, say: Say) -> None:
+        self._rounds, self._say = rounds, say
+        self._said_at = time.monotonic()
+
+    def __call__(self, round: int) -> None:
+        """A round is over."""
+        now = time.monotonic()
+        if now - self._said_at >= LINE_EVERY_S:
+            self._say(f"round {round:4d} of {self._rounds}")
+            self._said_at = now

@@ -9,6 +9,7 @@ import typer
 
 from btrain.cli.options import ConfigFile, Settings
 from btrain.cli.output import AsJson, Output, output
+from btrain.cli.reporting import report_text
 
 if TYPE_CHECKING:
     from btrain.swarm import SwarmPlan
@@ -27,7 +28,7 @@ Baseline = Annotated[bool, typer.Option("--baseline", help="Run once more withou
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (demo, swarm):
+    for command in (demo, swarm, simulate):
         app.command()(command)
 
 
@@ -75,9 +76,44 @@ def swarm(
         _run_swarm(plan, out)
 
 
+def simulate(
+    config: ConfigFile = Path("run.yaml"),
+    peers: Annotated[int, typer.Option(min=1, max=256, help="Number of peers.")] = 8,
+    byzantine: Byzantine = 0,
+    attack: Attack = None,
+    attack_from: AttackFrom = 0,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; default: those of the file.")] = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    baseline: Baseline = False,
+    stop_when_banned: Annotated[
+        bool, typer.Option("--stop-when-banned", help="End as soon as every attacker is banned.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the real protocol with many peers in one process and virtual time; one seed gives one document."""
+    from btrain.config import load
+
+    with output(as_json) as out:
+        loaded = load(config, settings or (), peers=peers)
+        loaded.require("model", "data", "optimizer")
+        import torch
+
+        from btrain.monitor import RoundLine
+        from btrain.simulation.scenario import simulate as run_simulation
+
+        torch.set_num_threads(1)  # sums keep one order on every machine
+        report = run_simulation(
+            loaded, peers=peers, byzantine=byzantine, attacks=tuple(attack or ()), attack_from=attack_from,
+            rounds=rounds, seed=seed, baseline=baseline, stop_when_banned=stop_when_banned,
+            base=config.resolve().parent, on_round=RoundLine(rounds or loaded.rounds, out.say),
+        )  # fmt: skip
+        out.document(report.document(), report_text(report))
+
+
 def _run_swarm(plan: SwarmPlan, out: Output) -> None:
     from btrain.swarm import run_swarm
 
     closing = run_swarm(plan, out.say, live=not out.as_json)
-    out.document(closing.report.document(), closing.text)
+    out.document(closing.report.document(), report_text(closing.report, closing.names, closing.errors))
     raise typer.Exit(closing.exit_code)

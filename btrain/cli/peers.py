@@ -44,8 +44,8 @@ def peer(
         )  # fmt: skip
         loaded = load(config, given)
         loaded.require("model", "data", "optimizer")
+        from btrain.cli.solo import PeerScreen
         from btrain.peer import PeerOptions, run_peer
-        from btrain.solo import PeerScreen
 
         local = loaded.local
         options = PeerOptions(
@@ -53,9 +53,10 @@ def peer(
             announce=local.announce[0] if local.announce else None, join=local.join, device=local.device,
             adversary=adversary, attack_from=attack_from,
         )  # fmt: skip
-        with PeerScreen(loaded, config, out.say, live=not as_json) as screen:
+        screen = PeerScreen(loaded, config, out.say, live=not as_json)
+        with screen:
             code = run_peer(loaded, options, screen.event)
-        out.document(screen.document(code))
+        out.document(screen.document(code), screen.closing())
     raise typer.Exit(code)
 
 

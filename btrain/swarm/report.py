@@ -18,7 +18,6 @@ from btrain.simulation.report import (
     EvidenceKey,
     Final,
     Part,
-    PeerReport,
     Report,
     false_bans,
     loss_ratio,
@@ -111,26 +110,3 @@ def _seconds(honest: Iterable[Outcome]) -> dict[str, float]:
 def write_report(run_dir: Path, report: Report) -> None:
     """Keep the report beside the peers' folders."""
     replace_file(run_dir / REPORT, json.dumps(report.document(), indent=2).encode() + b"\n", durable=False)
-
-
-def closing_text(report: Report, outcomes: Sequence[Outcome]) -> str:
-    """The report in a few lines."""
-    lines = [line for row, outcome in zip(report.peers, outcomes, strict=True) for line in _peer_lines(row, outcome)]
-    final = report.final
-    loss = "no loss" if math.isnan(final.loss) else f"loss {final.loss:.4f}"
-    accuracy = "" if final.metric == final.loss or math.isnan(final.metric) else f", accuracy {final.metric:.4f}"
-    ratio = "" if report.loss_ratio is None else f" ({report.loss_ratio:.3f} of the loss without attackers)"
-    equal = "all digests equal" if report.digests_equal else "DIGESTS DIFFER"
-    ended = f"{report.rounds} rounds in {report.wall_s:.1f} s: {loss}{accuracy}{ratio}"
-    lines.append(f"{ended}; false bans {report.false_bans}; {equal}")
-    return "\n".join([*lines, f"check all of it: btrain audit {report.run_dir}"])
-
-
-def _peer_lines(row: PeerReport, outcome: Outcome) -> list[str]:
-    name = f"{outcome.peer.name} ({row.attack or 'honest'})"
-    if row.status == "banned":
-        checks = [f"    btrain evidence {path}" for path in row.evidence]
-        return [f"{name}: banned in round {row.banned_round} for {row.reason}", *checks]
-    if row.byzantine or row.status != "active" or outcome.error:
-        return [f"{name}: {row.status}{': ' if outcome.error else ''}{outcome.error or ''}"]
-    return []

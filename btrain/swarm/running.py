@@ -19,7 +19,7 @@ from btrain.swarm.child import LOG
 from btrain.swarm.outcome import Outcome
 from btrain.swarm.plan import PlannedPeer, SwarmPlan
 from btrain.swarm.processes import LEAVE_GRACE_S, Processes, last_words, start_server
-from btrain.swarm.report import closing_text, compared, report_of, write_report
+from btrain.swarm.report import compared, report_of, write_report
 
 TICK_S = 0.25
 RESTART_AFTER_ROUNDS = 3
@@ -58,10 +58,11 @@ class Interrupts:
 
 @dataclass(frozen=True)
 class Closing:
-    """How a swarm ended: its report, the same in words, and the exit code."""
+    """How a swarm ended: its report, the peers' names and what ended them early by peer id, and the exit code."""
 
     report: Report
-    text: str
+    names: Mapping[str, str]
+    errors: Mapping[str, str]
     exit_code: int
 
 
@@ -80,8 +81,9 @@ def run_swarm(plan: SwarmPlan, say: Say, *, live: bool) -> Closing:
             say("once more without attackers")
             report = compared(report, Swarm(plan.without_attackers(), say, interrupts, live=live).run())
     write_report(plan.run_dir, report)
-    text = closing_text(report, list(swarm.outcomes.values()))
-    return Closing(report, text, INTERRUPTED if interrupts.count else 0)
+    names = {peer.peer_id: peer.name for peer in swarm.peers}
+    errors = {o.peer.peer_id: o.error for o in swarm.outcomes.values() if o.error is not None}
+    return Closing(report, names, errors, INTERRUPTED if interrupts.count else 0)
 
 
 def check_attacks(plan: SwarmPlan) -> None:

@@ -1,0 +1,109 @@
+"""What one peer shows of its run: how others join it, whom it waits for, how it goes, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from btrain.config import RunConfig
+from btrain.identity import short_id
+from btrain.monitor import Board, Say, Screen
+
+SMALL_GROUPS = {
+    1: "alone: nobody checks this run",
+    2: "two members: no liar is tolerated, and one crash stops the run",
+    3: "three members: one may fail, but there are no audits below four",
+}
+
+
+class PeerScreen:
+    """Shows the events of one peer; a context manager around the run."""
+
+    def __init__(self, config: RunConfig, config_file: Path, say: Say, *, live: bool) -> None:
+        self._config_file = config_file
+        self._say_late = say
+        self._screen = Screen(Board(config.rounds), say, live=live)
+        self._peer_id = ""
+        self._document: dict[str, Any] = {"run_dir": str(config.local.run_dir), "bans": [], "evidence": []}
+
+    def __enter__(self) -> Self:
+        self._screen.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._screen.__exit__(*error)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Take in one of the peer's events."""
+        for line in self._lines(event):
+            self._screen.say(line)
+        self._screen.feed(self._peer_id, event)
+
+    def _lines(self, event: Mapping[str, Any]) -> list[str]:
+        match event["event"]:
+            case "started":
+                return self._started(event["peer_id"], event["addresses"])
+            case "waiting":
+                return [_waiting(event["have"], event["need"])]
+            case "founded":
+                return self._founded(event["run_id"], event["members"], event.get("round", 0))
+            case "banned":
+                self._document["bans"].append(
+                    {"peer_id": event["peer"], "banned_round": event["round"], "reason": event["deed"]}
+                )
+            case "evidence":
+                self._document["evidence"].append(event["path"])
+                return [f"evidence kept: {event['path']}"]
+            case "finished":
+                self._document |= {
+                    "rounds": event["round"],
+                    "reason": event["reason"],
+                    "final": {"loss": event["loss"], "metric": event["metric"]},
+                    "digest": event["digest"],
+                    "bytes_sent": event["bytes_sent"],
+                }
+            case "warning":
+                return [f"warning: {event['text']}"]
+        return []
+
+    def _started(self, peer_id: str, addresses: list[str]) -> list[str]:
+        self._peer_id = peer_id
+        self._document["peer_id"] = peer_id
+        self._screen.board.add(peer_id, f"{short_id(peer_id)} (this peer)")
+        reachable = [address for address in addresses if "/127.0.0.1/" not in address] or addresses
+        lines = [f"  btrain peer --config {self._config_file} --join {address} --run-dir DIR" for address in reachable]
+        return [f"peer {peer_id} is up; the others join it with", *lines]
+
+    def _founded(self, run_id: str, members: list[str], round: int) -> list[str]:
+        self._document["run_id"] = run_id
+        board = self._screen.board
+        for member in members:
+            if member not in board.rows:
+                board.add(member, short_id(member))
+                board.rows[member].status = "active"
+        begins = f"returns to run {run_id[:12]} at round {round}" if round else f"run {run_id[:12]} begins"
+        lines = [f"{begins}: {len(members)} members: {', '.join(map(short_id, members))}"]
+        return lines + ([SMALL_GROUPS[len(members)]] if len(members) in SMALL_GROUPS else [])
+
+    def document(self, exit_code: int) -> dict[str, Any]:
+        """The closing document."""
+        return self._document | {"exit_code": exit_code}
+
+    def closing(self) -> str:
+        """The end in words."""
+        final = self._document.get("final")
+        if final is None:
+            return "ended before the run began"
+        loss = "" if final["loss"] is None else f", loss {final['loss']:.4f}"
+        accuracy = "" if final["metric"] is None else f", accuracy {final['metric']:.4f}"
+        done = "left after" if self._document["reason"] == "left" else "done:"
+        ended = f"{done} {self._document['rounds']} rounds{loss}{accuracy}"
+        return f"{ended}\ncheck it: btrain audit {self._document['run_dir']}"
+
+
+def _waiting(have: int | None, need: int) -> str:
+    if have is None:
+        return f"waiting to found the run together with {need - 1} other peers"
+    more = need - have
+    return f"waiting for {more} more peer{'' if more == 1 else 's'} ({have} of {need})"
