@@ -14,10 +14,11 @@ CONFIG_ENV = "BTRAIN_CONFIG"
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Behaves like the wrapped optimizer: schedulers, GradScaler, clip_grad_norm_, state_dict and param_groups work on it.
+    """Behaves like the wrapped optimizer: schedulers, GradScaler, clip_grad_norm_, state_dict, param_groups work on it.
 
     With a run, `step` commits the gradients, waits for the group's certified aggregate and steps with that. Without one
-    (and without the variable BTRAIN_CONFIG, which names a run.yaml) it is a run of one: the wrapped optimizer and nothing else.
+    (and without the variable BTRAIN_CONFIG, which names a run.yaml) it is a run of one: the wrapped optimizer and
+    nothing else.
     """
 
     def __init__(self, wrapped: torch.optim.Optimizer, run: Run | None = None) -> None:

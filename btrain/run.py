@@ -5,16 +5,16 @@
     for batch in run.batches():
         task.loss(run.model, batch).backward(); opt.step(); opt.zero_grad()
 
-Rounds in which this peer audits, or only follows, are handled inside `batches`. `btrain peer` is this loop and nothing else.
+Rounds in which this peer audits, or only follows, are handled inside `batches`. `btrain peer` is such a loop.
 """
 
 from __future__ import annotations
 
-import queue
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -28,18 +28,30 @@ from btrain.config import RunConfig, load
 from btrain.data import Batch, Source
 from btrain.errors import BtrainError, ConfigError
 from btrain.identity import KeyFile, peer_id_bytes
-from btrain.peer.learning import Apply, ComputeHere, Learning, LoadState, Stop
+from btrain.peer.learning import ComputeHere, Learning, Stop
 from btrain.peer.options import PeerOptions
 from btrain.peer.store import Store
 from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.effects import Apply, LoadState
 from btrain.protocol.encoding import digest, sha256
+from btrain.storage.durable import StorageError
 from btrain.storage.run_directory import RunDirectory
 from btrain.training import (
-    Evaluation, Evaluator, GradientOracle, Schedule, Task, Trainer, build_oracle, build_training, choose_device, flatten,
+    Evaluation,
+    Evaluator,
+    GradientOracle,
+    Schedule,
+    Task,
+    Trainer,
+    build_oracle,
+    build_training,
+    choose_device,
+    flatten,
 )  # fmt: skip
 
+logger = logging.getLogger(__name__)
+
 PROBE_SEED = sha256(b"btrain/probe/v1")
-WAIT_S = 0.5  # how long the loop sleeps between looks at Ctrl-C
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -63,10 +75,11 @@ class Parameters(nn.Module):
 
 
 class Run:
-    """One peer's part in a run. The network starts when an `Optimizer` is attached; leaving the `with` block, or `close`, ends it.
+    """One peer's part in a run. The network starts when an `Optimizer` is attached; leaving the `with` block ends it.
 
-    config: run.yaml or a RunConfig. model: the model that the loop trains; without one it is built from the contract and
-    found as `run.model`. task: `loss(model, batch)`; with it (or with a builtin model) others can recompute gradients.
+    config: run.yaml or a RunConfig. model: the model that the loop trains; without one it is built from the contract
+    and found as `run.model`. task: `loss(model, batch)`; with it (or with a model of the contract) others can recompute
+    gradients. Without a task, and without batches of the run, a loop is as any torch loop: each `step` is one round.
     """
 
     def __init__(
@@ -80,26 +93,35 @@ class Run:
     ) -> None:
         self.options = options or PeerOptions()
         loaded = config if isinstance(config, RunConfig) else load(config)
+        if self.options.device is not None:
+            local = loaded.local.model_copy(update={"device": self.options.device})
+            loaded = loaded.model_copy(update={"local": local})
         base = None if isinstance(config, RunConfig) else Path(config).resolve().parent
         self.task, self._listener = task, on_event
-        built = build_training(loaded, model=model, task=task, base=base) if loaded.data is not None else None
+        opaque = loaded.data is None or isinstance(model, Parameters)
+        built = None if opaque else build_training(loaded, model=model, task=task, base=base)
         self.source: Source | None = built.source if built else None
         self.config = loaded.with_fingerprint(built.source.fingerprint()) if built else loaded
         self.default_trainer = built.trainer if built else None
-        given = built.trainer.model if built else model
-        self._model = given
-        self.oracle: GradientOracle | None = built.oracle if built and (task is not None or model is None) else None
+        self._model = built.trainer.model if built else model
+        self._sampler: GradientOracle | None = built.oracle if built else None
+        self.oracle = self._sampler if task is not None or model is None else None
         self.final: Evaluation | None = None
         self.stopped: Stop | None = None
         self._resources = ExitStack()
         self._learning: Learning | None = None
         self._open: ComputeHere | None = None
+        self._gradient: Tensor | None = None
+        self._drawing = ExitStack()
         self._waiting: list[Any] = []
         self._computing_since = 0.0
-        self._checked_own_gradient = False
+        self._checked_own_gradient = self._warned_of_rate = False
         self._evaluations = ThreadPoolExecutor(1, "btrain-evaluation")
+        self._evaluating: Future[Evaluation | None] | None = None
         self._directory: RunDirectory | None = None
         self._shell: Any = None
+        self._leave_asked = False
+        self._thread: threading.Thread | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -128,19 +150,23 @@ class Run:
         if default is not None and default.optimizer is optimizer:
             return default
         contract = self.config.optimizer
+        if contract is not None and type(optimizer).__name__ != contract.name:
+            raise ConfigError(
+                f"optimizer: the contract says {contract.name}, the loop wraps {type(optimizer).__name__}; all peers "
+                "must step alike"
+            )
         schedule = Schedule(**contract.schedule.model_dump(), steps=self.config.rounds) if contract else None
         model = self._model if self._model is not None else Parameters(optimizer)
         evaluator = None
-        if self.source is not None and self._model is not None:
+        if self.source is not None:
             evaluator = Evaluator(model, self.source.split("eval"), self.task, device=choose_device("cpu"))
         if self.oracle is None and self.task is not None and self.source is not None:
             self.oracle = build_oracle(self.config, model, self.source, task=self.task)
         return Trainer(model, optimizer, schedule, evaluator)
 
     def _start(self, trainer: Trainer, x0: bytes, probe_norm: float) -> None:
-        import trio
-
-        from btrain.peer.shell import Setting, Shell
+        from btrain.peer.setting import Setting, begin
+        from btrain.peer.shell import Shell
 
         config, options = self.config, self.options
         run_dir = options.run_dir or Path(config.local.run_dir)
@@ -151,21 +177,25 @@ class Run:
         )
         self._directory.save_config(config.to_yaml())
         behaviour = self._behaviour()
-        self._learning = Learning(trainer, self.oracle, behaviour)
+        learning = Learning(trainer, self.oracle, behaviour)
         if self.oracle is None:
-            self._tell({"event": "warning", "text": "no task: others cannot recompute this run's gradients, so only the "
-                        "aggregation and the protocol's checks protect it"})  # fmt: skip
+            self._warn(
+                "no task: others cannot recompute this run's gradients, so only the aggregation and the protocol's "
+                "checks protect it"
+            )
         announce = options.announce or config.local.announce
         setting = Setting(
-            config=config, key=key_file.key, store=Store(self._directory, charter_of(config)), learning=self._learning,
+            config=config, key=key_file.key, store=Store(self._directory, charter_of(config)), learning=learning,
             behaviour=behaviour, probe_norm=probe_norm, x0=x0, numel=trainer.numel,
-            listen=options.listen or config.local.listen, announce=(announce,) if announce else (),
+            listen=options.listen or config.local.listen, announce=_as_tuple(announce),
             join=options.join or tuple(config.local.join), on_event=self._tell,
         )  # fmt: skip
-        self._shell = Shell(setting)
-        thread = threading.Thread(target=trio.run, args=(self._shell.run,), name="btrain-protocol", daemon=True)
-        thread.start()
-        self._thread = thread
+        self._shell = Shell(setting, begin(setting))
+        if self._leave_asked:
+            self._shell.leave()
+        self._learning = learning
+        self._thread = threading.Thread(target=self._shell.serve, name="btrain-protocol", daemon=True)
+        self._thread.start()
 
     def _behaviour(self) -> Behaviour:
         if self.options.adversary is None:
@@ -178,19 +208,22 @@ class Run:
         )
 
     def leave(self) -> None:
-        """Ask to leave in order; `batches` ends soon after. From any thread."""
+        """Ask to leave in order; `batches` ends soon after. From any thread, also from a signal's handler."""
+        self._leave_asked = True
         if self._shell is not None:
             self._shell.leave()
 
-    def close(self) -> None:
-        """End the peer's part: leave if still running, stop the threads, release directory and key."""
-        if self._shell is not None and self.stopped is None:
-            self._shell.leave()
+    def close(self, *, at_once: bool = False) -> None:
+        """End the peer's part: leave if still running (`at_once`: without giving the seat up in order), stop the
+        threads, release directory and key."""
+        self._drawing.close()
+        if self._thread is not None:
+            if self.stopped is None:
+                (self._shell.stop if at_once else self._shell.leave)()
             while self.stopped is None:
                 self._handle(self._next())
-        if self._shell is not None:
             self._thread.join()
-        self._evaluations.shutdown(wait=True)
+        self._evaluations.shutdown(wait=not at_once, cancel_futures=True)
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -199,9 +232,14 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(at_once=isinstance(error, KeyboardInterrupt))
 
     # --- the training loop ---
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over for this peer; `step` must not be called any more."""
+        return self.stopped is not None
 
     def batches(self) -> Iterator[Batch]:
         """This peer's minibatch of every round in which it computes, until the run ends.
@@ -209,6 +247,19 @@ class Run:
         Raises:
             BtrainError: what ended the run, if it did not end by itself.
         """
+        if self._sampler is None:
+            raise LoopError("batches need a `data:` section; without one call opt.step() once for every gradient")
+        for turn in self.turns():
+            seed = turn.effect.batch_seed
+            batch = self._sampler.batch(seed)
+            self._drawing.enter_context(self._sampler.generator(seed))
+            try:
+                yield batch
+            finally:
+                self._drawing.close()
+
+    def turns(self) -> Iterator[ComputeHere]:
+        """The rounds in which this peer computes; each must be answered by one `step`. Raises as `batches` does."""
         if self._learning is None:
             raise LoopError("attach an optimizer first: btrain.Optimizer(wrapped, run)")
         while self.stopped is None:
@@ -216,33 +267,69 @@ class Run:
             if not isinstance(command, ComputeHere):
                 self._handle(command)
                 continue
-            if self.source is None or self.oracle is None:
-                raise LoopError("batches need a `data:` section")
             self._open, self._computing_since = command, time.perf_counter()
-            yield self.oracle.batch(command.effect.batch_seed)
+            yield command
             if self._open is not None:
                 raise LoopError("call opt.step() once for every batch")
         if self.stopped.error is not None:
             raise self.stopped.error
 
+    def compute(self) -> float:
+        """Compute the open turn's gradient as the contract says (samples, device, precision), for the next `step`.
+
+        Returns the loss. Raises TaskError.
+        """
+        learning, turn = self._learning, self._open
+        if learning is None or turn is None or self.oracle is None:
+            raise LoopError("run.compute() belongs to a turn of run.turns()")
+        x = learning.x(turn.effect.round)
+        assert x is not None, "a turn begins at the parameters of its round"
+        loss, self._gradient = self.oracle.loss_and_gradient(x, turn.effect.batch_seed)
+        return loss
+
     def step(self) -> None:
         """Commit the gradients that lie in the parameters' .grad, and wait until the group's update is applied."""
-        command, self._open = self._open, None
+        self._drawing.close()
         learning = self._learning
-        if command is None or learning is None:
-            raise LoopError("opt.step() belongs to a batch of run.batches()")
-        own = self._own_gradient(learning.trainer)
-        self._check_own_gradient(own, command)
-        gradient = learning.behave(own, command)
-        seconds = time.perf_counter() - self._computing_since
-        round = command.effect.round
-        self._shell.computed(round, gradient, seconds)
-        while self.stopped is None and learning.x_round <= round:
+        if learning is None:
+            raise LoopError("attach an optimizer first: btrain.Optimizer(wrapped, run)")
+        if self.stopped is not None:
+            if self.stopped.error is not None:
+                raise self.stopped.error
+            raise LoopError(f"the run has ended ({self.stopped.reason}): leave the loop when run.ended is true")
+        before = learning.x_round
+        if self._open is None:
+            if self._sampler is not None:
+                raise LoopError("opt.step() belongs to a batch of run.batches(), once for every batch")
+            self._await_turn(before)
+        turn, self._open = self._open, None
+        if turn is not None:
+            self._commit(turn)
+        while self.stopped is None and learning.x_round <= before:
             following = self._next()
-            if isinstance(following, ComputeHere):  # our round is over without us: the next batch comes first
+            if isinstance(following, ComputeHere):  # our round is over without us: the next turn comes first
                 self._waiting.insert(0, following)
                 return
             self._handle(following)
+
+    def _await_turn(self, before: int) -> None:
+        """In a loop without batches: until the round asks for a gradient, or has gone by without this peer's."""
+        assert self._learning is not None
+        while self.stopped is None and self._learning.x_round <= before and self._open is None:
+            command = self._next()
+            if isinstance(command, ComputeHere):
+                self._open, self._computing_since = command, time.perf_counter()
+            else:
+                self._handle(command)
+
+    def _commit(self, turn: ComputeHere) -> None:
+        assert self._learning is not None
+        own, self._gradient = self._gradient, None
+        if own is None:
+            own = self._own_gradient(self._learning.trainer)
+            self._check_own_gradient(own, turn)
+        gradient = self._learning.behave(own, turn)
+        self._shell.computed(turn.effect.round, gradient, time.perf_counter() - self._computing_since)
 
     def _own_gradient(self, trainer: Trainer) -> Tensor:
         parameters = [p for p in trainer.model.parameters() if p.requires_grad]
@@ -261,61 +348,73 @@ class Run:
         error = float((own - recomputed).norm() / recomputed.norm().clamp(min=1e-30))
         if error > charter_of(self.config).tolerance:
             raise GradientMismatch(
-                f"this loop's gradient differs from what its task gives by {error:.1e} of its length, so others would find it "
-                "guilty. Likely causes: gradients clipped or scaled in the loop (put clip_grad_norm into the contract), "
-                "several backward passes, a loss other than task.loss, random layers without the batch's seed"
+                f"this loop's gradient differs from what its task gives by {error:.1e} of its length, so others would "
+                "find it guilty. Likely causes: gradients clipped or scaled in the loop (put clip_grad_norm into the "
+                "contract), several backward passes or none, gradients not cleared by zero_grad, a loss other than "
+                "task.loss, another precision than the contract's"
             )
 
     def _next(self) -> Any:
         assert self._learning is not None
-        if self._waiting:
-            return self._waiting.pop(0)
-        while True:
-            try:
-                return self._learning.commands.get(timeout=WAIT_S)
-            except queue.Empty:
-                continue
+        return self._waiting.pop(0) if self._waiting else self._learning.commands.get()
 
     def _handle(self, command: Any) -> None:
         learning = self._learning
         assert learning is not None
         match command:
             case Apply():
+                self._check_rate(learning.trainer)
                 state = learning.apply(command)
                 self._shell.applied(command, state)
                 self._evaluate(command.round + 1)
             case LoadState(round, data):
                 learning.restart_at(round, data)
-                self._shell.state_loaded(round, data)
+                self._shell.state_loaded(round)
             case Stop():
                 self.stopped = command
+
+    def _check_rate(self, trainer: Trainer) -> None:
+        """A learning rate that the loop sets is put back: it would be another one on every peer."""
+        if trainer.schedule is not None and trainer.rates_changed() and not self._warned_of_rate:
+            self._warned_of_rate = True
+            self._warn("the loop changes the learning rate; in a run the contract's optimizer.schedule decides")
 
     # --- evaluation and events ---
 
     def _evaluate(self, round: int) -> None:
-        """Every `eval.every` rounds, on a copy, in the background."""
+        """Every `eval.every` rounds, on a copy, in the background; not while the last evaluation is still running."""
         learning = self._learning
         assert learning is not None
-        if learning.trainer.evaluator is None or round % self.config.eval.every:
+        busy = self._evaluating is not None and not self._evaluating.done()
+        if learning.trainer.evaluator is None or round % self.config.eval.every or busy:
             return
         x = learning.trainer.parameters()
-        self._evaluations.submit(self._evaluate_at, round, x, self.config.eval.samples)
+        self._evaluating = self._evaluations.submit(self._evaluate_at, round, x, self.config.eval.samples)
 
-    def _evaluate_at(self, round: int, x: Tensor, samples: int | None) -> Evaluation:
+    def _evaluate_at(self, round: int, x: Tensor, samples: int | None) -> Evaluation | None:
         assert self._learning is not None
         torch.set_num_threads(1)
-        result = self._learning.trainer.evaluate(samples, x)
+        try:
+            result = self._learning.trainer.evaluate(samples, x)
+        except Exception as error:
+            logger.exception("evaluation of round %d", round)
+            self._warn(f"evaluation of round {round}: {type(error).__name__}: {error}")
+            return None
         self._tell({"event": "evaluated", "round": round, "loss": result.loss, "metric": result.metric,
                     "samples": samples})  # fmt: skip
         return result
 
     def finish(self) -> dict[str, Any]:
-        """After `batches` has ended: evaluate the whole held-out split; returns and logs the `finished` event."""
+        """After `batches` has ended: keep the last parameters and evaluate the whole held-out split, unless this peer
+        left before the end. Returns and logs the `finished` event."""
         learning = self._learning
-        assert learning is not None and self.stopped is not None
+        assert learning is not None and self.stopped is not None and self._directory is not None
         x = learning.trainer.parameters()
-        if learning.trainer.evaluator is not None:
-            self.final = self._evaluations.submit(self._evaluate_at, learning.x_round, x, None).result()
+        if self.stopped.reason == "finished":
+            keep = self.config.local.checkpoints.keep
+            self._shell.store.save_last(learning.x_round, learning.trainer.state_bytes(), keep)
+            if learning.trainer.evaluator is not None:
+                self.final = self._evaluations.submit(self._evaluate_at, learning.x_round, x, None).result()
         event = {
             "event": "finished", "reason": self.stopped.reason, "round": learning.x_round,
             "digest": digest(x.numpy().tobytes()).hex(), "loss": self.final.loss if self.final else None,
@@ -325,14 +424,29 @@ class Run:
         self._tell(event)
         return event
 
+    def _warn(self, text: str) -> None:
+        self._tell({"event": "warning", "text": text})
+
     def _tell(self, event: dict[str, Any]) -> None:
+        """Log an event and hand it on. Neither a full disk nor a listener's error ends the run here: what must be
+        durable is written elsewhere, and fails there."""
         directory = self._directory
-        if directory is not None:
-            directory.events.write(event)
-            if event["event"] == "block":
-                directory.metrics.write({key: event[key] for key in _METRICS} | {"round": event["round"]})
+        try:
+            if directory is not None:
+                directory.events.write(event)
+                if event["event"] == "block":
+                    directory.metrics.write({key: event[key] for key in _METRICS} | {"round": event["round"]})
+        except StorageError as error:
+            logger.warning("%s", error)
         if self._listener is not None:
-            self._listener(event)
+            try:
+                self._listener(event)
+            except Exception:
+                logger.exception("the listener failed on %s", event["event"])
 
 
 _METRICS = ("step", "void", "contributors", "clipped_share", "seconds")
+
+
+def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if not value else (value,) if isinstance(value, str) else tuple(value)

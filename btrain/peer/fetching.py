@@ -1,31 +1,41 @@
-"""Blobs that the protocol waits for: from the own store, else from one peer after the other."""
+"""Blobs that the protocol waits for, asked of one peer after the other; a slow one does not hold up the next."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from btrain.protocol.encoding import PeerId
+
+PREFIX = "fetch:"
 
 
 @dataclass
 class _Fetch:
     sources: list[PeerId]
-    asked: PeerId | None = None
+    asked: set[PeerId] = field(default_factory=set)  # who has not answered yet
 
 
 class Fetching:
-    """`request(peer, hash)` asks the network; `give(hash, data)` answers the protocol, None when nobody has it."""
+    """`request(peer, hash)` asks the network; `give(hash, data)` answers the protocol, None when nobody has it.
 
-    def __init__(self, request: Callable[[PeerId, bytes], None], give: Callable[[bytes, bytes | None], None]) -> None:
-        self._request, self._give = request, give
+    `set_timer(name)` lets `timer` be called when a source has had its time: then the next one is asked as well.
+    """
+
+    def __init__(
+        self,
+        request: Callable[[PeerId, bytes], None],
+        give: Callable[[bytes, bytes | None], None],
+        set_timer: Callable[[str], None],
+    ) -> None:
+        self._request, self._give, self._set_timer = request, give, set_timer
         self._open: dict[bytes, _Fetch] = {}
 
     def fetch(self, hash: bytes, sources: tuple[PeerId, ...]) -> None:
         """Ask the sources in order; more sources are added to a fetch that is under way."""
         known = self._open.get(hash)
         if known is not None:
-            known.sources += [peer for peer in sources if peer not in known.sources]
+            known.sources += [peer for peer in sources if peer not in known.sources and peer not in known.asked]
             return
         self._open[hash] = _Fetch(list(sources))
         self._next(hash)
@@ -38,9 +48,17 @@ class Fetching:
         return True
 
     def missing(self, peer: PeerId, hash: bytes) -> None:
-        """The peer that was asked has it not."""
+        """A peer that was asked has it not, or is gone."""
         fetch = self._open.get(hash)
-        if fetch is not None and fetch.asked == peer:
+        if fetch is not None and peer in fetch.asked:
+            fetch.asked.discard(peer)
+            if not fetch.asked:
+                self._next(hash)
+
+    def timer(self, name: str) -> None:
+        """A source has had its time."""
+        hash = bytes.fromhex(name.removeprefix(PREFIX))
+        if hash in self._open and self._open[hash].sources:
             self._next(hash)
 
     def _next(self, hash: bytes) -> None:
@@ -49,5 +67,8 @@ class Fetching:
             del self._open[hash]
             self._give(hash, None)
             return
-        fetch.asked = fetch.sources.pop(0)
-        self._request(fetch.asked, hash)
+        peer = fetch.sources.pop(0)
+        fetch.asked.add(peer)
+        self._request(peer, hash)
+        if fetch.sources:
+            self._set_timer(PREFIX + hash.hex())

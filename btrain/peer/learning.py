@@ -1,7 +1,7 @@
 """The learning side of a peer: the training loop's thread steps and computes, worker threads recompute for audits.
 
-The protocol's thread hands over commands, in order; the loop answers each. Only the loop's thread touches the model and the
-optimizer; recomputation uses the oracle's own replica and kept copies of the parameters.
+The protocol's thread hands over commands, in order; the loop answers each. Only the loop's thread touches the model and
+the optimizer; recomputation uses the oracle's own replica and kept copies of the parameters.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,7 +13,6 @@ from btrain.config import RunConfig
 from btrain.optimizer import Optimizer
 from btrain.peer.options import PeerOptions
 from btrain.run import Run
-from btrain.training import CrossEntropy
 
 
 def run_peer(config: RunConfig, options: PeerOptions, on_event: Callable[[dict[str, Any]], None]) -> int:
@@ -22,25 +22,24 @@ def run_peer(config: RunConfig, options: PeerOptions, on_event: Callable[[dict[s
         BtrainError: what is wrong with the configuration, the key, the directory, the network or the run.
     """
     config.require("model", "data", "optimizer")
-    with Run(config, options=options, on_event=on_event) as run:
-        trainer = run.default_trainer
-        assert trainer is not None, "the contract has model, data and optimizer"
-        optimizer = Optimizer(trainer.optimizer, run)
-        task = CrossEntropy()
-        with _leaving_on_signals(run):
-            for batch in run.batches():
-                loss = task.loss(run.model, batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                on_event({"event": "trained", "loss": float(loss.detach())})
-                optimizer.step()
-                optimizer.zero_grad()
-            run.finish()
+    run = Run(config, options=options, on_event=on_event)
+    with _leaving_on_signals(run), run:
+        assert run.default_trainer is not None, "the contract has model, data and optimizer"
+        optimizer = Optimizer(run.default_trainer.optimizer, run)
+        for turn in run.turns():
+            loss = run.compute()
+            on_event({"event": "trained", "round": turn.effect.round, "loss": loss})
+            optimizer.step()
+        run.finish()
     return 0
 
 
 @contextmanager
 def _leaving_on_signals(run: Run) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) leaves in order, the second stops at once."""
+    """The first Ctrl-C (or SIGTERM) leaves in order, the second stops at once. Signals are the main thread's."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,246 +1,209 @@
-"""The network shell around the protocol: one trio thread that feeds a `Member` and executes its effects in order.
+"""The network shell around the protocol: one trio thread that feeds a `Member`; an `Executor` carries out its effects.
 
-Whatever must be durable is made so in one batch before the sends of the same batch leave. The thread never computes: jobs go to
-worker threads, gradients and optimizer steps to the training loop's thread.
+The thread never computes: jobs go to worker threads, gradients and optimizer steps to the training loop's thread.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import trio
 from torch import Tensor
 
-from btrain.config import RunConfig, contract_difference
-from btrain.errors import BtrainError, ContractError
-from btrain.identity import SigningKey, peer_id_bytes, peer_id_text
+from btrain.errors import BtrainError
+from btrain.identity import peer_id_bytes, peer_id_text
 from btrain.p2p import Limits, Network, open_network
-from btrain.p2p.errors import LinkLost, PeerUnreachable
+from btrain.p2p.addresses import parse_address
+from btrain.p2p.errors import AddressInUse
+from btrain.p2p.port import bind
+from btrain.peer.clock import PeerClock
+from btrain.peer.entrance import Entrance
+from btrain.peer.executor import Executor
+from btrain.peer.fetching import PREFIX as FETCH
 from btrain.peer.fetching import Fetching
-from btrain.peer.learning import ComputeHere, Learning, Stop
-from btrain.peer.store import DURABLE, Founded, Store
-from btrain.peer.timers import Timers, now_us
-from btrain.protocol.behaviour import Behaviour
-from btrain.protocol.desk import Desk
-from btrain.protocol.effects import (
-    AppendBlock, Apply, CancelTimer, Compute, Drop, Effect, Event, FetchBlob, Halt, LoadState, PushBlob, Recompute, Send,
-    SetTimer, Work,
-)  # fmt: skip
+from btrain.peer.joining import Joining
+from btrain.peer.learning import Stop
+from btrain.peer.setting import Beginning, Setting
+from btrain.peer.timers import Timers
+from btrain.peer.whereabouts import Whereabouts
+from btrain.protocol.effects import AppendBlock, Apply, Effect, Halt
 from btrain.protocol.encoding import PeerId, sha256
 from btrain.protocol.errors import RemoteProtocolError
-from btrain.protocol.founding import Founders, Plan
-from btrain.protocol.ledger import Genesis, open_block, open_genesis
+from btrain.protocol.ledger import Genesis, LedgerState, open_block
 from btrain.protocol.member import Member, Membership
-from btrain.protocol.messages import Join, Verifier
-from btrain.protocol.packets import AnyPacket, Envelopes, Founding, Offer, Refusal, decode_packet, encode_packet
-from btrain.protocol.randomness import HashChain
+from btrain.protocol.packets import Offer, Refusal, Where, decode_packet, encode_packet
 
 logger = logging.getLogger(__name__)
 
-JOIN_TRIES_S = 15.0  # how long an address is tried before its peer counts as unreachable
-JOIN_PAUSE_S = 0.5
-LINGER_DELTAS = 4  # a finished peer serves laggards so long
+ADDRESSES_MAX = 8
+LINGER_DELTAS = 4  # a finished peer waits so long for a member that is behind, and as long again after every sign of it
+LINGER_DELTAS_MAX = 60
+LEAVE_DELTAS = 3  # beside two rounds: the block that gives the seat up is the next one or the one after
 
-Listener = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Everything that a shell needs to know; made by `btrain.Run`."""
-
-    config: RunConfig
-    key: SigningKey
-    store: Store
-    learning: Learning
-    behaviour: Behaviour
-    probe_norm: float
-    x0: bytes
-    numel: int
-    listen: str
-    announce: tuple[str, ...]
-    join: tuple[str, ...]
-    on_event: Listener
+# The first bytes of a packet tell what it is, so that the protocol's own are not decoded twice.
+_TAG = slice(1, 3)
+_OFFER, _REFUSAL, _WHERE = (encode_packet(p)[_TAG] for p in (Offer(b""), Refusal(""), Where(0, bytes(32))))
 
 
 class Shell:
-    """One peer's protocol thread. `run` is a trio main function; the other public methods may be called from any thread."""
+    """One peer's protocol thread. `serve` is its main function; `leave`, `stop`, `applied`, `computed` and
+    `state_loaded` may be called from any thread, everything else in the thread itself.
+    """
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.config, self.store, self.learning = setting.config, setting.store, setting.learning
-        self.verifier = Verifier()
+    def __init__(self, setting: Setting, beginning: Beginning) -> None:
+        self.setting, self.beginning = setting, beginning
+        self.store, self.learning = setting.store, setting.learning
         self.member: Member | None = None
-        self.founders: Founders | None = None
-        self.founded: Founding | None = None
+        self.bytes_sent = 0
+        self._clock = PeerClock(self.store.charter.message_us)
+        self._timers = Timers(self._clock, self._on_timer)
+        self._whereabouts = Whereabouts(self.store)
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._leave_asked = False
+        self._stopped: Stop | None = None
+        self._stop_event: trio.Event
         self._network: Network
         self._nursery: trio.Nursery
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._timers = Timers(self._on_timer)
-        self._fetching = Fetching(lambda peer, hash: self._network.request_blob(peer, hash), self._give_blob)
-        self._outbox: list[Effect] = []
-        self._outbox_filled = trio.Event()
-        self._stopped: Stop | None = None
-        self._stop_event = trio.Event()
-        self._addresses: dict[PeerId, tuple[str, ...]] = {}
-        self._targets: set[PeerId] = set()
-        self._workers = trio.CapacityLimiter(2)
-        self._certified_states: dict[int, bytes] = {}
-        self.bytes_sent = 0
+        self._entrance: Entrance
+        self._executor: Executor
+        self._fetching: Fetching
+        self._finished: set[PeerId] = set()  # members that have said so
+        self._done_at: int | None = None
+        self._members: frozenset[PeerId] = frozenset()
 
     # --- life ---
 
-    async def run(self) -> None:
-        """Serve until the run is finished, left, or failed; always ends with a Stop command for the training loop."""
-        stop = Stop("left")
+    def serve(self) -> None:
+        """Until the run is finished, left, or failed. The training loop gets a Stop as the last command."""
+        stop = Stop("failed", BtrainError("the protocol's thread ended without a reason"))
         try:
-            await self._serve()
-            stop = self._stopped or stop
-        except BaseExceptionGroup as group:
-            stop = Stop("failed", _first(group))
-        except BtrainError as error:
-            stop = Stop("failed", error)
+            stop = trio.run(self._run)
+        except BaseException as error:  # noqa: BLE001 - the training loop's thread raises it
+            stop = Stop("failed", _cause(error))
         finally:
             self.learning.commands.put(stop)
 
-    async def _serve(self) -> None:
+    async def _run(self) -> Stop:
+        self._stop_event = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         setting = self.setting
-        tag = sha256(b"btrain/network/v1", self.config.run.encode())
+        tag = sha256(b"btrain/network/v1", setting.config.run.encode())
+        listen = self._whereabouts.listen_again(setting.listen)
         async with open_network(
-            setting.key, handler=self, run_tag=tag, listen=setting.listen, announce=setting.announce, limits=Limits()
-        ) as network:
+            setting.key, handler=self, run_tag=tag, announce=setting.announce, limits=Limits(),
+            listen=listen if listen is not None and _is_free(listen) else setting.listen,
+        ) as network:  # fmt: skip
             self._network = network
+            self._whereabouts.open(network)
+            self._fetching = Fetching(network.request_blob, self._fetched, self._set_fetch_timer)
+            self._executor = Executor(self, self.store, self.learning, network, self._timers, self._fetching)
+            joining = Joining(network, setting.join, lambda: self.member is not None)
+            self._entrance = Entrance(
+                setting, self._membership(), self.beginning.verifier, network, targets=joining.targets,
+                give=self._executor.give, tell=self._tell, learn=self._whereabouts.learn, refuse=self._refuse,
+            )  # fmt: skip
             self._tell("started", peer_id=peer_id_text(setting.key.public_key), addresses=network.addresses)
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                nursery.start_soon(self._clock.tick)
                 nursery.start_soon(self._timers.run)
-                nursery.start_soon(self._execute_batches)
+                nursery.start_soon(self._executor.run, nursery)
+                self._nursery = nursery
                 self._begin()
-                for address in setting.join:
-                    nursery.start_soon(self._keep_joining, address)
+                nursery.start_soon(joining.run)
                 await self._stop_event.wait()
                 nursery.cancel_scope.cancel()
-            self.bytes_sent = sum(t.control_sent + t.bulk_sent for t in network.traffic().values())
+        self.bytes_sent = sum(t.control_sent + t.bulk_sent for t in network.traffic().values())
+        return self._stopped or Stop("left")
+
+    def _membership(self) -> Membership:
+        setting = self.setting
+        addresses = tuple(self._network.addresses[:ADDRESSES_MAX])
+        return Membership(
+            setting.config.contract_hash(), setting.x0, setting.probe_norm, self.beginning.salt, addresses
+        )
 
     def _begin(self) -> None:
-        known = self.store.genesis(self.verifier)
-        self._addresses = self.store.addresses()
-        salt = self.store.chain_salt(secrets.token_bytes(32))
-        membership = Membership(
-            self.config.contract_hash(), self.setting.x0, self.setting.probe_norm, salt, tuple(self._network.addresses[:8])
-        )
-        if known is not None:
-            genesis, founded = known
-            self.founded = Founding(founded.genesis, founded.signatures, ())
-            self._become_member(genesis, membership)
-            return
-        self._found(membership)
+        if self._leave_asked:  # before there was a thread to ask
+            self._stop(Stop("left"))
+        elif self.beginning.ledger is not None and self.beginning.founded is not None:
+            self._entrance.return_to(self.beginning.founded, self._whereabouts.joins)
+            self._become_member(self.beginning.ledger)
+        else:
+            self._enter_run(self._entrance.found(self.now()))
 
-    def _found(self, membership: Membership) -> None:
-        key, config = self.setting.key, self.config
-        members = config.members
-        assembler = key.public_key == members[0] if members else not self.setting.join
-        rounds = config.rounds
-        plan = Plan(
-            contract=config.contract_bytes(), membership=membership, numel=self.setting.numel,
-            start_when=config.group.start_when, nonce=secrets.token_bytes(32),
-            chain_end=HashChain(key.seed, membership.chain_salt, rounds).end,
-            delta_us=self.store.charter.message_us, allowed=frozenset(members), assembler=assembler,
-        )  # fmt: skip
-        self.founders = Founders(plan, Desk(key, config.contract_hash(), self.verifier))
-        self._membership = membership
-        have = 1 if assembler else None
-        self._tell("waiting", have=have, need=plan.start_when)
-        self._give(self.founders.start(now_us()))
-        self._check_founded()
+    def _enter_run(self, genesis: Genesis | None) -> None:
+        """The run is founded, or its genesis has come."""
+        if genesis is not None and self.member is None:
+            assert self._entrance.founded is not None
+            self._whereabouts.keep_joins(self._entrance.founded.joins)
+            self._become_member(LedgerState.start(genesis, self.store.charter))
 
-    def _check_founded(self) -> None:
-        founders = self.founders
-        if founders is None or founders.founded is None or self.member is not None:
-            return
-        packet = founders.founded
-        genesis = open_genesis(packet.genesis)
-        self.store.save_genesis(Founded(packet.genesis, packet.signatures))
-        self.founded = packet
-        for data in packet.joins:
-            self._learn_join(data)
-        self.founders = None
-        self._become_member(genesis, self._membership)
-
-    def _learn_join(self, data: bytes) -> None:
-        try:
-            message = self.verifier.open(data, self.config.contract_hash())
-        except RemoteProtocolError:
-            return
-        if isinstance(message.body, Join) and message.sender != self.setting.key.public_key:
-            self._learn(message.sender, message.body.addresses)
-
-    def _learn(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
-        if addresses and self._addresses.get(peer) != addresses:
-            self._addresses[peer] = addresses
-            self._network.learn(peer, addresses)
-            self.store.save_addresses(self._addresses)
-
-    def _become_member(self, genesis: Genesis, membership: Membership) -> None:
-        state = self.store.ledger_state(genesis, self.verifier)
-        checkpoint = self.store.checkpoint(state.round)
-        if checkpoint is not None:
-            self.learning.restart_at(*checkpoint)
+    def _become_member(self, ledger: LedgerState) -> None:
         self.member = Member(
-            self.setting.key, state, membership, self.store, x_round=self.learning.x_round,
-            behaviour=self.setting.behaviour, verifier=self.verifier, draw=secrets.randbelow,
+            self.setting.key, ledger, self._membership(), self.store, x_round=self.learning.x_round,
+            behaviour=self.setting.behaviour, verifier=self.beginning.verifier, draw=secrets.randbelow,
         )  # fmt: skip
-        for peer, addresses in self._addresses.items():
-            self._network.learn(peer, addresses)
         self._update_members()
-        self._tell("founded", run_id=genesis.run.hex(), members=[peer_id_text(f.peer) for f in genesis.founders],
-                   round=state.round)  # fmt: skip
-        signed, journal = self.store.open_round(state.round)
-        self._give(self.member.start(now_us(), signed, journal))
+        self._tell("founded", run_id=ledger.run.hex(), round=ledger.round,
+                   members=[peer_id_text(founder.peer) for founder in ledger.genesis.founders])  # fmt: skip
+        signed, journal = self.store.open_round(ledger.round)
+        self._executor.give(self.member.start(self.now(), signed, journal))
         for peer in self._network.peers:
-            self._give(self.member.connected(peer, now_us()))
+            self._greet(peer)
 
     def _update_members(self) -> None:
+        """Who has a seat, or asks for one, is let in and dialled; who was banned is kept away."""
         assert self.member is not None
         roster = self.member.state.roster
-        self._network.set_members(set(roster.members) | self.member.candidates)
-        for peer in roster.banned:
-            self._network.block(peer, "banned from the run")
+        members = frozenset(roster.members) | self.member.candidates
+        for peer in members:
+            if peer in self.member.addresses:
+                self._whereabouts.learn(peer, self.member.addresses[peer])
+        if members != self._members:
+            self._members = members
+            self._network.set_members(members)
+            for peer in roster.banned:
+                self._network.block(peer, "banned from the run")
 
-    async def _keep_joining(self, address: str) -> None:
-        """Stay connected to a peer of --join until the run is founded; then the members look for each other."""
-        deadline = trio.current_time() + JOIN_TRIES_S
-        reached = False
-        while True:
-            try:
-                self._targets.add(await self._network.connect(address))
-                reached = True
-            except (PeerUnreachable, LinkLost) as error:
-                if not reached and trio.current_time() > deadline and not self._network.peers:
-                    raise PeerUnreachable(f"{error}; is that peer running, and is the address the one it printed?") from error
-            await trio.sleep(JOIN_PAUSE_S)
-            while self.member is not None:
-                await trio.sleep(10 * JOIN_PAUSE_S)
-
-    # --- from other threads ---
-
-    def post(self, action: Callable[[Member], list[Effect]]) -> None:
-        """Give the protocol an input from the training loop's thread."""
-        if self._token is not None:
-            try:
-                self._token.run_sync_soon(self._enter, action)
-            except trio.RunFinishedError:
-                logger.debug("the protocol's thread is done")
+    # --- from any thread ---
 
     def leave(self) -> None:
-        """Leave the run in order, from any thread: give the seat up, wait for the block that says so, stop."""
+        """Leave the run in order: give the seat up, wait for the block that says so, stop."""
+        self._leave_asked = True
+        self._soon(self._begin_to_leave)
+
+    def stop(self) -> None:
+        """Stop without leaving in order; the network still says goodbye, which takes two seconds at most."""
+        self._leave_asked = True
+        self._soon(lambda: self._stop(Stop("stopped")))
+
+    def applied(self, effect: Apply, state: bytes | None) -> None:
+        """The training loop has stepped."""
+        self._soon(lambda: self.enter(lambda member: member.applied(effect.round, state, self.now())))
+
+    def computed(self, round: int, gradient: Tensor | None, seconds: float) -> None:
+        """The training loop has computed."""
+        self._soon(lambda: self.enter(lambda member: member.computed(round, gradient, seconds, self.now())))
+
+    def state_loaded(self, round: int) -> None:
+        """The training loop has taken a certified state over."""
+        self._soon(lambda: self.enter(lambda member: member.state_loaded(round, self.now())))
+
+    def _soon(self, action: Callable[[], None]) -> None:
+        """Do it in the protocol's thread; an error of ours there ends this peer with that error."""
+
+        def guarded() -> None:
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - raised in the training loop's thread
+                self._stop(Stop("failed", error))
+
         if self._token is not None:
             try:
-                self._token.run_sync_soon(self._begin_to_leave)
+                self._token.run_sync_soon(guarded)
             except trio.RunFinishedError:
                 logger.debug("the protocol's thread is done")
 
@@ -249,69 +212,128 @@ class Shell:
         if member is None or self._stopped is not None:
             self._stop(Stop("left"))
             return
-        self._give(member.leave(now_us()))
-        self._timers.set("shell:left", now_us() + 3 * self.store.charter.message_us)
-
-    def _enter(self, action: Callable[[Member], list[Effect]]) -> None:
-        if self.member is not None:
-            self._give(action(self.member))
+        self._executor.give(member.leave(self.now()))
+        rounds_us = 2000 * (member.state.compute_ms + member.state.transfer_ms)
+        self._timers.set("shell:left", self.now() + LEAVE_DELTAS * self.store.charter.message_us + rounds_us)
 
     def _stop(self, stop: Stop) -> None:
         if self._stopped is None:
             self._stopped = stop
         self._stop_event.set()
 
+    def _refuse(self, error: BtrainError) -> None:
+        self._stop(Stop("refused", error))
+
+    # --- the executor's listener ---
+
+    def now(self) -> int:
+        """The peer's clock, microseconds."""
+        return self._clock.now()
+
+    def enter(self, action: Callable[[Member], list[Effect]]) -> None:
+        """Give the protocol an input, and its effects to the executor."""
+        if self.member is not None:
+            self._executor.give(action(self.member))
+
+    def audience(self) -> Iterable[PeerId]:
+        """Connected members, and those who ask for a seat."""
+        return [peer for peer in self._network.peers if peer in self._members]
+
+    def happened(self, name: str, fields: dict[str, Any]) -> None:
+        """An event of the protocol, with the peer ids in it as text."""
+        readable = {key: _readable(key, value) for key, value in fields.items()}
+        self._tell(name, **readable)
+        if name in ("block", "caught_up", "banned") and self.member is not None:
+            self._update_members()
+            self._whereabouts.forget_all_but(set(self._members))
+            if self.setting.key.public_key in map(peer_id_bytes, readable.get("left", ())):
+                self._stop(Stop("left"))
+
+    def appended(self, append: AppendBlock) -> None:
+        """Write the checkpoint of a state that this block certifies, if it is time for one."""
+        checkpoints, certified = self.setting.config.local.checkpoints, open_block(append.block).state
+        if not certified:
+            return
+        state = self.store.blob(certified[0].digest)
+        if state is not None and self.store.checkpoint_due(certified[0].round, checkpoints.every):
+            self._nursery.start_soon(
+                trio.to_thread.run_sync, self.store.save_state, certified[0].round, state, append.block,
+                append.certificate, checkpoints.keep,
+            )  # fmt: skip
+
+    def halted(self, halt: Halt) -> None:
+        """The run is over, or this peer's part in it."""
+        if halt.done:
+            self._done_at = self.now()
+            for peer in self.audience():
+                self._network.send_control(peer, encode_packet(self._where()))
+            self._linger()
+        else:
+            text = "this peer was banned from the run; the evidence stands in the ledger"
+            self._stop(Stop(halt.reason, BtrainError(text if halt.reason == "banned" else halt.reason)))
+
+    def _where(self) -> Where:
+        assert self.member is not None
+        return Where(self.member.state.round, self.member.state.head)
+
+    def _linger(self) -> None:
+        """Finished: stop when all members have, or when nobody who is behind has asked for anything for a while."""
+        if self._done_at is None or self.member is None:
+            return
+        if set(self.member.state.roster.members) <= self._finished | {self.setting.key.public_key}:
+            self._stop(Stop("finished"))
+            return
+        delta_us = self.store.charter.message_us
+        until = self.now() + LINGER_DELTAS * delta_us
+        self._timers.set("shell:finished", min(until, self._done_at + LINGER_DELTAS_MAX * delta_us))
+
     # --- the network's handler ---
 
     def control(self, peer: bytes, data: bytes) -> None:
-        """A control packet: contracts and founding are dealt with here, the rest by the member."""
+        """A control packet: contracts and founding are the entrance's, the rest is the member's."""
         try:
-            packet = decode_packet(data)
-            if isinstance(packet, Offer):
-                self._on_offer(peer, packet)
-            elif isinstance(packet, Refusal):
-                self._on_refusal(peer, packet)
-            elif self.member is not None:
-                if not self._wants_genesis(packet):
-                    self._give(self.member.packet(peer, data, now_us()))
-                elif self.founded is not None:
-                    self._network.send_control(peer, encode_packet(self.founded))
-            elif self.founders is not None:
-                self._give(self.founders.packet(peer, data, now_us()))
-                self._check_founded()
+            self._take(peer, data)
         except RemoteProtocolError as error:
             self._tell("refused", peer=peer_id_text(peer), reason=error.reason)
 
-    def _on_offer(self, peer: bytes, packet: Offer) -> None:
-        difference = contract_difference(self.config.contract_bytes(), packet.contract)
-        if not difference:
-            return
-        text = f"{peer_id_text(peer)} trains under another contract: {difference}"
-        if peer in self._targets and self.member is None:
-            self._stop(Stop("refused", ContractError(text)))
-            return
-        self._tell("refused", peer=peer_id_text(peer), reason=text)
-        self._network.send_control(peer, encode_packet(Refusal(f"another contract: {difference}"[:1000])))
+    def _take(self, peer: bytes, data: bytes) -> None:
+        tag = data[_TAG]
+        if tag in (_OFFER, _REFUSAL):
+            packet = decode_packet(data)
+            if isinstance(packet, Offer):
+                self._entrance.offered(peer, packet)
+            elif isinstance(packet, Refusal):
+                self._entrance.refused(peer, packet)
+        elif self.member is None:
+            self._enter_run(self._entrance.packet(peer, data, self.now()))
+        elif peer in self._members:
+            if tag == _WHERE:
+                self._note_where(peer, data)
+            self._to_member(peer, data)
+        elif not self._entrance.answers_stranger(peer, decode_packet(data)):
+            self._to_member(peer, data)
 
-    def _on_refusal(self, peer: bytes, packet: Refusal) -> None:
-        self._tell("refusal", peer=peer_id_text(peer), reason=packet.reason)
-        if self.member is None and peer in self._targets:
-            self._stop(Stop("refused", ContractError(f"{peer_id_text(peer)} refuses this peer: {packet.reason}")))
+    def _to_member(self, peer: bytes, data: bytes) -> None:
+        """A Join that is new is handed on: a newcomer need not know all members, they will dial it."""
+        assert self.member is not None
+        before = self.member.candidates
+        self._executor.give(self.member.packet(peer, data, self.now()))
+        if not self.member.candidates <= before:
+            self._update_members()
+            for other in self.audience():
+                if other != peer:
+                    self._network.send_control(other, data)
 
-    def _wants_genesis(self, packet: AnyPacket) -> bool:
-        """A Join to the contract, not yet to the run: with the genesis its sender can follow and ask for a seat."""
-        if not isinstance(packet, Envelopes) or not packet.envelopes:
-            return False
-        try:
-            message = self.verifier.open(packet.envelopes[0], self.config.contract_hash())
-        except RemoteProtocolError:
-            return False
-        return isinstance(message.body, Join)
+    def _note_where(self, peer: bytes, data: bytes) -> None:
+        packet = decode_packet(data)
+        if isinstance(packet, Where) and packet.round >= self.store.charter.rounds:
+            self._finished.add(peer)
+        self._linger()
 
     def blob(self, peer: bytes, blob_hash: bytes, data: bytes) -> None:
         """Bytes that were asked for, or pushed."""
-        if not self._fetching.arrived(blob_hash, data) and self.member is not None:
-            self._give(self.member.blob(blob_hash, data, peer, now_us()))
+        if not self._fetching.arrived(blob_hash, data):
+            self.enter(lambda member: member.blob(blob_hash, data, peer, self.now()))
 
     def blob_missing(self, peer: bytes, blob_hash: bytes) -> None:
         """The peer that was asked has it not."""
@@ -324,164 +346,42 @@ class Shell:
     def connected(self, peer: bytes) -> None:
         """A link is up: say which contract this is, then where we are."""
         self._tell("connected", peer=peer_id_text(peer))
-        self._network.send_control(peer, encode_packet(Offer(self.config.contract_bytes())))
-        if self.member is not None:
-            self._give(self.member.connected(peer, now_us()))
-        elif self.founders is not None:
-            self._give(self.founders.connected(peer, now_us()))
+        self._entrance.connected(peer, self.now())
+        self._greet(peer)
+
+    def _greet(self, peer: PeerId) -> None:
+        if peer in self._members:
+            self._whereabouts.learn(peer, self._network.known_addresses(peer))
+        self.enter(lambda member: member.connected(peer, self.now()))
 
     def disconnected(self, peer: bytes, reason: str) -> None:
         """A link is gone."""
         self._tell("disconnected", peer=peer_id_text(peer), reason=reason)
-        if self.member is not None:
-            self._give(self.member.disconnected(peer, now_us()))
-        elif self.founders is not None:
-            self.founders.disconnected(peer)
+        self._entrance.disconnected(peer)
+        self.enter(lambda member: member.disconnected(peer, self.now()))
 
     def misbehaved(self, peer: bytes, reason: str) -> None:
         """The network keeps a peer away for a while."""
         self._tell("misbehaved", peer=peer_id_text(peer), reason=reason)
 
-    # --- timers ---
+    # --- timers and fetches ---
 
     def _on_timer(self, name: str) -> None:
-        if name == "founding" and self.founders is not None:
-            self._give(self.founders.timer(now_us()))
+        if name == "founding":
+            self._enter_run(self._entrance.timer(self.now()))
         elif name.startswith("shell:"):
-            self._stop(Stop("left" if name == "shell:left" else "finished"))
-        elif self.member is not None:
-            self._give(self.member.timer(name, now_us()))
-
-    # --- effects ---
-
-    def _give(self, effects: list[Effect]) -> None:
-        if effects:
-            self.store.announce(effects)
-            self._outbox += effects
-            self._outbox_filled.set()
-
-    async def _execute_batches(self) -> None:
-        """The only place where effects happen: durable ones first, then everything in order."""
-        while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled = trio.Event()
-            batch, self._outbox = self._outbox, []
-            durable = [effect for effect in batch if isinstance(effect, DURABLE)]
-            if durable:
-                for event in await trio.to_thread.run_sync(self.store.commit, durable):
-                    self._tell(**event)
-            for effect in batch:
-                self._execute(effect)
-
-    def _execute(self, effect: Effect) -> None:
-        match effect:
-            case Send(packet, to, delay_us):
-                self._send(packet, to, delay_us)
-            case PushBlob(to, hash):
-                data = self.store.blob(hash)
-                if data is not None:
-                    self._network.send_blob(to, hash, data)
-            case FetchBlob(hash, sources):
-                self._fetch(hash, sources)
-            case SetTimer(name, at_us):
-                self._timers.set(name, at_us)
-            case CancelTimer(name):
-                self._timers.cancel(name)
-            case Event(name, fields):
-                self._on_event(name, fields)
-            case AppendBlock(round, block, certificate):
-                self._keep_state(round, block, certificate)
-            case Drop(peer, reason):
-                self._network.disconnect(peer, reason)
-            case Halt(reason, done):
-                self._on_halt(reason, done)
-            case _:
-                self._compute(effect)
-
-    def _compute(self, effect: Effect) -> None:
-        match effect:
-            case Work(token, job):
-                self._nursery.start_soon(self._work, token, job)
-            case Recompute(token, round, seed):
-                self._nursery.start_soon(self._recompute, token, round, seed)
-            case Compute():
-                if self.member is not None and self.member.round is not None:
-                    self.learning.commands.put(ComputeHere(effect, self.member.round))
-            case Apply() | LoadState():
-                self.learning.commands.put(effect)
-
-    def _send(self, packet: bytes, to: PeerId | None, delay_us: int) -> None:
-        if delay_us:
-            self._nursery.start_soon(self._send_later, packet, to, delay_us)
-            return
-        for peer in [to] if to is not None else self._network.peers:
-            self._network.send_control(peer, packet)
-
-    async def _send_later(self, packet: bytes, to: PeerId | None, delay_us: int) -> None:
-        await trio.sleep(delay_us / 1e6)
-        self._send(packet, to, 0)
-
-    def _fetch(self, hash: bytes, sources: tuple[PeerId, ...]) -> None:
-        kept = self.store.blob(hash)
-        if kept is not None:
-            self._give_blob(hash, kept)
+            self._stop(Stop(name.removeprefix("shell:")))
+        elif name.startswith(FETCH):
+            self._fetching.timer(name)
         else:
-            self._fetching.fetch(hash, sources)
+            self.enter(lambda member: member.timer(name, self.now()))
 
-    def _give_blob(self, hash: bytes, data: bytes | None) -> None:
-        if self.member is not None:
-            self._give(self.member.blob(hash, data, None, now_us()))
+    def _set_fetch_timer(self, name: str) -> None:
+        transfer_us = 3000 * self.member.state.transfer_ms if self.member is not None else 0
+        self._timers.set(name, self.now() + self.store.charter.message_us + transfer_us)
 
-    async def _work(self, token: str, job: Callable[[], Any]) -> None:
-        result = await trio.to_thread.run_sync(job, limiter=self._workers)
-        self._enter(lambda member: member.work_done(token, result, now_us()))
-
-    async def _recompute(self, token: str, round: int, seed: bytes) -> None:
-        gradient, x = await trio.to_thread.run_sync(self.learning.recompute, round, seed, limiter=self._workers)
-        self._enter(lambda member: member.recomputed(token, gradient, x, now_us()))
-
-    def applied(self, effect: Apply, state: bytes | None) -> None:
-        """The training loop has stepped; from its thread."""
-        if state is not None:
-            self._certified_states[effect.round + 1] = state
-            for old in sorted(self._certified_states)[:-2]:
-                del self._certified_states[old]
-        self.post(lambda member: member.applied(effect.round, state, now_us()))
-
-    def computed(self, round: int, gradient: Tensor | None, seconds: float) -> None:
-        """The training loop has computed; from its thread."""
-        self.post(lambda member: member.computed(round, gradient, seconds, now_us()))
-
-    def state_loaded(self, round: int, data: bytes) -> None:
-        """The training loop has taken a certified state over; from its thread."""
-        self.post(lambda member: member.state_loaded(round, now_us()))
-
-    def _keep_state(self, round: int, block: bytes, certificate: tuple[bytes, ...]) -> None:
-        """Write the checkpoint of a state that this block certifies."""
-        certified = open_block(block).state
-        state = self._certified_states.get(certified[0].round) if certified else None
-        if certified and state is not None:
-            keep = self.config.local.checkpoints.keep
-            self._nursery.start_soon(
-                trio.to_thread.run_sync, self.store.save_state, certified[0].round, state, block, certificate, keep
-            )
-
-    def _on_event(self, name: str, fields: dict[str, Any]) -> None:
-        readable = {key: _readable(key, value) for key, value in fields.items()}
-        if name in ("block", "caught_up", "banned") and self.member is not None:
-            self._update_members()
-            for peer, addresses in self.member.addresses.items():
-                self._learn(peer, addresses)
-            if self.setting.key.public_key in map(peer_id_bytes, readable.get("left", ())):
-                self._stop(Stop("left"))
-        self._tell(name, **readable)
-
-    def _on_halt(self, reason: str, done: bool) -> None:
-        if done:
-            self._timers.set("shell:finished", now_us() + LINGER_DELTAS * self.store.charter.message_us)
-        else:
-            text = "this peer was banned from the run; its evidence stands in the ledger" if reason == "banned" else reason
-            self._stop(Stop(reason, BtrainError(text)))
+    def _fetched(self, hash: bytes, data: bytes | None) -> None:
+        self.enter(lambda member: member.blob(hash, data, None, self.now()))
 
     def _tell(self, event: str, **fields: Any) -> None:
         self.setting.on_event({"event": event, **fields})
@@ -499,8 +399,17 @@ def _readable(key: str, value: Any) -> Any:
     return peer_id_text(bytes.fromhex(value))
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception that ended the nursery; trio wraps it."""
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+def _is_free(listen: str) -> bool:
+    try:
+        bind(parse_address(listen)).socket.close()
+    except AddressInUse:
+        return False
+    return True
 
+
+def _cause(error: BaseException) -> BaseException:
+    """What ended the nurseries: of several errors one of btrain's own, which says more."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    causes = [_cause(inner) for inner in error.exceptions]
+    return next((cause for cause in causes if isinstance(cause, BtrainError)), causes[0])

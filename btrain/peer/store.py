@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,17 +10,28 @@ from typing import Any
 
 import msgspec
 
-from btrain.checkpoint import latest_checkpoint, save_checkpoint
-from btrain.identity import peer_id_bytes, peer_id_text
+from btrain.checkpoint import DamagedCheckpoint, checkpoint_paths, load_checkpoint, save_checkpoint
+from btrain.identity import peer_id_text
 from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, SaveEvidence
-from btrain.protocol.encoding import PeerId
-from btrain.protocol.ledger import Charter, Genesis, LedgerState, check_certificate, check_genesis, open_block, open_genesis
+from btrain.protocol.encoding import digest
+from btrain.protocol.ledger import (
+    Charter,
+    Genesis,
+    LedgerState,
+    check_certificate,
+    check_genesis,
+    open_block,
+    open_genesis,
+)
 from btrain.protocol.messages import Verifier
 from btrain.protocol.packets import CertifiedBlock
+from btrain.storage.blob_store import CorruptBlob
 from btrain.storage.durable import CorruptFile, replace_file
 from btrain.storage.journal import JournalEntry
 from btrain.storage.run_directory import RunDirectory
 from btrain.storage.signed_log import SignedEnvelope
+
+logger = logging.getLogger(__name__)
 
 DURABLE = (PersistSigned, Journal, PutBlob, AppendBlock, SaveEvidence)
 
@@ -32,9 +44,12 @@ class Founded(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Addresses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file `peers.json`: where members were last reached."""
+    """The file `peers.json`: where members were last reached, where this peer listened (port 0 takes that port again),
+    and the founders' Joins, for newcomers."""
 
-    peers: dict[str, tuple[str, ...]]
+    peers: dict[str, tuple[str, ...]] = {}
+    own: tuple[str, ...] = ()
+    joins: tuple[bytes, ...] = ()
 
 
 @dataclass
@@ -82,19 +97,16 @@ class Store:
             raise CorruptFile(path, 0, "is not 32 bytes long")
         return salt
 
-    def addresses(self) -> dict[PeerId, tuple[str, ...]]:
+    def addresses(self) -> Addresses:
         """Where members were last reached; empty if the file is lost or damaged, which costs nothing but time."""
-        path = self.directory.path / "peers.json"
         try:
-            known = msgspec.json.decode(path.read_bytes(), type=Addresses).peers
+            return msgspec.json.decode((self.directory.path / "peers.json").read_bytes(), type=Addresses)
         except (OSError, msgspec.MsgspecError):
-            return {}
-        return {peer_id_bytes(text): addresses for text, addresses in known.items()}
+            return Addresses()
 
-    def save_addresses(self, addresses: dict[PeerId, tuple[str, ...]]) -> None:
+    def save_addresses(self, known: Addresses) -> None:
         """Remember where members are reached."""
-        known = Addresses({peer_id_text(peer): listed for peer, listed in sorted(addresses.items())})
-        replace_file(self.directory.path / "peers.json", msgspec.json.encode(known))
+        replace_file(self.directory.path / "peers.json", msgspec.json.encode(known), durable=False)
 
     def ledger_state(self, genesis: Genesis, verifier: Verifier) -> LedgerState:
         """The ledger verified from the genesis on."""
@@ -106,10 +118,24 @@ class Store:
             state = state.advance(block)
         return state
 
-    def checkpoint(self, before_round: int) -> tuple[int, bytes] | None:
-        """The newest certified state that the ledger covers: (round, state bytes)."""
-        found = latest_checkpoint(self.directory.checkpoints)
-        return None if found is None or found.round > before_round else (found.round, found.state)
+    def certified_state(self, ledger: LedgerState) -> tuple[int, bytes] | None:
+        """The newest state here that the ledger certifies: (round, state bytes); of custody or of a checkpoint."""
+        certified = ledger.state
+        if certified is not None:
+            kept = self.blob(certified.digest)
+            if kept is not None:
+                return certified.round, kept
+        for path in reversed(checkpoint_paths(self.directory.checkpoints)):
+            try:
+                found = load_checkpoint(path)
+            except DamagedCheckpoint as damage:
+                logger.warning("%s; it is passed over", damage)
+                continue
+            stored = self.read(found.round)
+            states = open_block(stored.block).state if stored is not None else ()
+            if states and (states[0].round, states[0].digest) == (found.round, digest(found.state)):
+                return found.round, found.state
+        return None
 
     def open_round(self, round: int) -> tuple[dict[bytes, bytes], list[tuple[int, str, bytes]]]:
         """What was signed so far, and the journal of `round` and of what was open after it."""
@@ -156,17 +182,39 @@ class Store:
         path = self.directory.evidence.write(effect.round, text, effect.deed, effect.data)
         return {"event": "evidence", "peer": text, "round": effect.round, "deed": effect.deed, "path": str(path)}
 
+    def checkpoint_due(self, round: int, every: int) -> bool:
+        """Whether `every` rounds, in whole steps of it, have gone by since the newest checkpoint."""
+        rounds = [int(path.name.rpartition("-")[2]) for path in checkpoint_paths(self.directory.checkpoints)]
+        return round // every > max(rounds, default=0) // every
+
     def save_state(self, round: int, state: bytes, block: bytes, certificate: tuple[bytes, ...], keep: int) -> None:
-        """Write a certified state: its digest stands in the block."""
+        """Write a checkpoint of x[round]; `block` is the one that certifies it, or the last one before it."""
         save_checkpoint(
-            self.directory.checkpoints, round, state, block=block, certificate=msgspec.msgpack.encode(certificate), keep=keep
+            self.directory.checkpoints,
+            round,
+            state,
+            block=block,
+            certificate=msgspec.msgpack.encode(certificate),
+            keep=keep,
         )
 
+    def save_last(self, round: int, state: bytes, keep: int) -> None:
+        """Keep the parameters that the run ended with, beside the last block."""
+        last = self.read(round - 1)
+        if last is not None:
+            self.save_state(round, state, last.block, last.certificate, keep)
+
     def blob(self, hash: bytes) -> bytes | None:
-        """Bytes in custody."""
+        """Bytes in custody; damaged ones are as good as none, others have them too."""
         with self._lock:
             pending = self._pending.get(hash)
-        return pending if pending is not None else self.directory.custody.get(hash)
+        if pending is not None:
+            return pending
+        try:
+            return self.directory.custody.get(hash)
+        except CorruptBlob as damage:
+            logger.warning("%s", damage)
+            return None
 
     def read(self, round: int) -> CertifiedBlock | None:
         """A block of the ledger with its certificate."""

@@ -1,4 +1,4 @@
-"""Named timers on trio's clock."""
+"""Named timers on the peer's clock."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from collections.abc import Callable
 
 import trio
 
-
-def now_us() -> int:
-    """Microseconds of the monotonic clock; it goes on while the process is stopped."""
-    return int(trio.current_time() * 1e6)
+from btrain.peer.clock import PeerClock
 
 
 class Timers:
     """Calls back for every timer that is due; `run` is a task of the caller's nursery."""
 
-    def __init__(self, ring: Callable[[str], None]) -> None:
-        self._ring = ring
+    def __init__(self, clock: PeerClock, ring: Callable[[str], None]) -> None:
+        self._clock, self._ring = clock, ring
         self._due: dict[str, int] = {}
         self._changed = trio.Event()
 
@@ -29,21 +26,18 @@ class Timers:
         """Forget a timer."""
         self._due.pop(name, None)
 
-    def clear(self, prefix: str) -> None:
-        """Forget all timers whose name begins so."""
-        self._due = {name: at for name, at in self._due.items() if not name.startswith(prefix)}
-
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled. Whatever has arrived from the network is handled before a timer that is due."""
         while True:
             self._changed = trio.Event()
             first = min(self._due.values(), default=None)
             if first is None:
                 await self._changed.wait()
                 continue
-            with trio.move_on_after(max(0.0, (first - now_us()) / 1e6)):
+            with trio.move_on_after(max(0, first - self._clock.now()) / 1e6):
                 await self._changed.wait()
-            now = now_us()
+            now = self._clock.now()
             for name in sorted((n for n, at in self._due.items() if at <= now), key=lambda n: (self._due[n], n)):
-                if self._due.pop(name, None) is not None:
+                if self._due.get(name, now + 1) <= now:  # not cancelled or moved by one that rang before
+                    del self._due[name]
                     self._ring(name)

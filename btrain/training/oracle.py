@@ -94,7 +94,7 @@ class GradientOracle:
             batch = transform(batch)
         inputs, targets = batch
         batch = (inputs.to(self.device), targets.to(self.device))
-        with self._lock, self._generator(batch_seed), _strict_math(self.device), torch.enable_grad():
+        with self._lock, self.generator(batch_seed), _strict_math(self.device), torch.enable_grad():
             self._load(x)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
                 loss = self.task.loss(self._replica, batch)
@@ -118,14 +118,17 @@ class GradientOracle:
         return flatten(pieces)
 
     def clip(self, gradient: Tensor) -> Tensor:
-        """`gradient` (float32 [d], changed in place) at most `clip_grad_norm` long; formula and order of summation as in torch.nn.utils.clip_grad_norm_."""
+        """`gradient` (float32 [d], changed in place) at most `clip_grad_norm` long.
+
+        Formula and order of summation are those of torch.nn.utils.clip_grad_norm_.
+        """
         if self._clip_grad_norm is not None:
             norm = torch.nn.utils.get_total_norm(self._view.split(gradient), foreach=False)
             gradient.mul_(torch.clamp(self._clip_grad_norm / (norm + 1e-6), max=1.0))
         return gradient
 
     @contextlib.contextmanager
-    def _generator(self, batch_seed: bytes) -> Iterator[None]:
+    def generator(self, batch_seed: bytes) -> Iterator[None]:
         """torch's generator seeded by the batch, for dropout and the like; put back afterwards."""
         if not self._draws:
             yield

@@ -46,6 +46,7 @@ class Trainer:
         self._named = trainable(model)
         self._view = FlatView(list(self._named.values()))
         self._base_lr = [float(group["lr"]) for group in optimizer.param_groups]
+        self._set_lr = list(self._base_lr)  # as this trainer left them
         self._optimized = _names_of_optimized(optimizer, self._named)
 
     @property
@@ -71,13 +72,22 @@ class Trainer:
         for parameter, piece in zip(self._named.values(), pieces, strict=True):
             parameter.grad = piece.to(parameter.device)
         if self.schedule is not None:
-            factor = self.schedule.factor(self.step)
-            for group, base_lr in zip(self.optimizer.param_groups, self._base_lr, strict=True):
-                group["lr"] = base_lr * factor
+            self._set_lr = self._scheduled_lr()
+            for group, lr in zip(self.optimizer.param_groups, self._set_lr, strict=True):
+                group["lr"] = lr
         self.optimizer.step()
         self.step += 1
         for parameter in self._named.values():
             parameter.grad = None
+
+    def _scheduled_lr(self) -> list[float]:
+        assert self.schedule is not None
+        factor = self.schedule.factor(self.step)
+        return [base_lr * factor for base_lr in self._base_lr]
+
+    def rates_changed(self) -> bool:
+        """Whether somebody else has set a learning rate since the last step."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups] != self._set_lr
 
     def evaluate(self, samples: int | None = None, parameters: Tensor | None = None) -> Evaluation:
         """Loss and metric on the held-out split, on a replica; at `parameters` (float32 [d]) if given."""

@@ -1,0 +1,70 @@
+"""Everything that a peer's protocol thread needs to know, and what it finds in the run directory when it begins."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from btrain.config import RunConfig
+from btrain.errors import ContractError
+from btrain.identity import SigningKey
+from btrain.peer.learning import Learning
+from btrain.peer.store import Founded, Store
+from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.ledger import LedgerState
+from btrain.protocol.messages import Verifier
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Made by `btrain.Run`. x0 is the digest of the parameters that the contract starts from."""
+
+    config: RunConfig
+    key: SigningKey
+    store: Store
+    learning: Learning
+    behaviour: Behaviour
+    probe_norm: float
+    x0: bytes
+    numel: int
+    listen: str
+    announce: tuple[str, ...]
+    join: tuple[str, ...]
+    on_event: Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What the run directory holds: nothing yet, or a founded run and its ledger, verified."""
+
+    verifier: Verifier
+    salt: bytes  # of this peer's hash chain
+    founded: Founded | None
+    ledger: LedgerState | None
+
+
+def begin(setting: Setting) -> Beginning:
+    """Read and verify what there is, and bring the parameters to the newest certified state. Before any network is up.
+
+    Raises:
+        ContractError: the directory's run starts from other parameters.
+        StorageError, RemoteProtocolError: a file is damaged, or a certificate does not hold.
+    """
+    store, verifier = setting.store, Verifier()
+    salt = store.chain_salt(secrets.token_bytes(32))
+    known = store.genesis(verifier)
+    if known is None:
+        return Beginning(verifier, salt, None, None)
+    genesis, founded = known
+    if (genesis.x0, genesis.numel) != (setting.x0, setting.numel):
+        raise ContractError(
+            f"{store.directory.path}: its run starts from other parameters than this model; another version of the "
+            "model's code or of torch than when the run began?"
+        )
+    ledger = store.ledger_state(genesis, verifier)
+    certified = store.certified_state(ledger)
+    if certified is not None:
+        setting.learning.restart_at(*certified)
+    return Beginning(verifier, salt, founded, ledger)
