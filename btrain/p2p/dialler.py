@@ -20,7 +20,6 @@ from btrain.p2p.peers import PeerBook
 
 logger = logging.getLogger(__name__)
 
-_LARGER_WAITS_S = 0.5  # the larger identity of a pair lets the smaller one dial first
 _TRY_S_MIN = 0.1
 
 
@@ -64,7 +63,7 @@ class Dialler:
 
     async def keep_connected(self, peer: bytes, scope: trio.CancelScope) -> None:
         """Dial a member whenever it is not linked, with pauses that double from `redial_first_s` to `redial_max_s`."""
-        patience_s = _LARGER_WAITS_S if self._identity > peer else 0.0
+        patience_s = self._limits.patience_s if self._identity > peer else 0.0
         first_s, max_s = self._limits.redial_first_s, self._limits.redial_max_s
         with scope:
             await trio.sleep(patience_s)

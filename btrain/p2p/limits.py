@@ -39,13 +39,14 @@ class Limits:
     stranger_s: float = 10.0  # how long a stranger may stay when others wait for its place
     connections_max: int = 256
     handshakes_max: int = 64
-    handshake_s: float = 5.0
+    handshake_s: float = 10.0
     dial_timeout_s: float = 10.0
     write_s: float = 5.0  # the muxer underneath gives up after 5 s at a zero window
     stall_s: float = 10.0
     stall_bytes_min: int = 64 * KIB  # a blob under way moves at least so far in `stall_s`
     heartbeat_s: float = 2.0
     heartbeats_missed_max: int = 3
+    patience_s: float = 2.0  # the larger identity of a pair lets the smaller one dial first
     redial_first_s: float = 0.1
     redial_max_s: float = 5.0
     quarantine_s: float = 30.0

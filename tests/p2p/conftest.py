@@ -118,7 +118,7 @@ class Lab:
     """Everything a test of the network needs."""
 
     run_tag = RUN_TAG
-    limits = replace(Limits(), heartbeat_s=0.2, handshake_s=1.0, redial_max_s=0.5, quarantine_s=0.5)
+    limits = replace(Limits(), heartbeat_s=0.2, handshake_s=1.0, patience_s=0.2, redial_max_s=0.5, quarantine_s=0.5)
 
     def run(self, test: Callable[[], Awaitable[None]]) -> None:
         """Run an async test under a deadline; fail if it leaves a descriptor or a bulk thread behind."""
