@@ -73,7 +73,7 @@ class Dialler:
                     await self._links[peer].ended.wait()
                     pause_s = first_s
                     await trio.sleep(patience_s)
-                elif self._book.addresses(peer) and not self._book.is_kept_away(peer, trio.current_time()):
+                elif self._book.addresses(peer):
                     try:
                         await self.dial(peer)
                     except NetworkError as error:
@@ -90,6 +90,8 @@ class Dialler:
             if peer in self._links:
                 return
             begin = trio.current_time()
+            if self._book.is_kept_away(peer, begin):
+                raise ConnectionRefused(f"{peer_id_text(peer)} is kept away for what it did")
             addresses = self._book.addresses(peer)
             answer: NetworkError | None = None
             error: NetworkError = LinkLost("no address is known")

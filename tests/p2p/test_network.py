@@ -297,6 +297,8 @@ def test_a_blocked_peer_is_refused(lab: Any) -> None:
             await heard_b.until("disconnected")
             with pytest.raises(ConnectionRefused, match="not welcome"):
                 await b.connect(a.addresses[0])
+            with pytest.raises(ConnectionRefused, match="kept away"):
+                await a.connect(b.addresses[0])
             assert len(heard_a.all("connected")) == 1
 
     lab.run(test)
