@@ -6,6 +6,7 @@ Shapes: N contributors, D elements.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -70,7 +71,7 @@ def weighted_rows(x_ND: torch.Tensor, coefficients_N: F64) -> torch.Tensor:
     used_N = coefficients_N[coefficients_N > 0]
     if x_ND.dtype is torch.float32 and used_N.min() >= _FAST_COEFFICIENT:
         average_D = coefficients.float() @ x_ND
-        if bool(torch.isfinite(average_D).all()):
+        if math.isfinite(float(average_D.sum())):  # torch.isfinite would take two copies of it
             return average_D
     limit = torch.finfo(x_ND.dtype).max
     average_D = torch.empty(x_ND.shape[1], dtype=x_ND.dtype, device=x_ND.device)
