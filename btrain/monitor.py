@@ -126,6 +126,8 @@ class Board:
         return [f"{row.name} was refused: {event.get('reason', '')}"]
 
     def _on_error(self, source: str, row: Row, event: Event) -> list[str]:
+        if row.status == "banned":
+            return []
         row.status = "failed"
         return [f"{row.name}: {event['text']}"]
 

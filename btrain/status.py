@@ -24,7 +24,12 @@ def read_status_of(path: Path) -> dict[str, Any]:
     )
     if not folders:
         raise StorageError(f"{path}: no peer has run here: no events.jsonl in it or in a folder of it")
-    return {"run_dir": str(path), "peers": [_peer(folder) for folder in folders]}
+    peers = [_peer(folder) for folder in folders]
+    banned = {ban["peer_id"] for peer in peers for ban in peer["bans"]}
+    for peer in peers:
+        if peer["peer_id"] in banned:
+            peer["state"] = "banned"
+    return {"run_dir": str(path), "peers": peers}
 
 
 def _is_peer(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from btrain.checkpoint import checkpoint_paths, load_checkpoint
 from btrain.config import contract_difference, load
 from btrain.identity import peer_id_text
-from btrain.protocol.encoding import PeerId
+from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import Ban, Block, LedgerState, check_certificate, check_genesis
 from btrain.protocol.messages import Verifier
@@ -151,6 +151,6 @@ def _checked_checkpoint(folder: Path, audit: LedgerAudit) -> int:
     certifying = next((b for b in audit.blocks if b.state and b.state[0].round == checkpoint.round), None)
     if certifying is None:
         raise InvalidRecord(f"{folder}: no block of the ledger certifies a state of round {checkpoint.round}")
-    if certifying.state[0].digest != checkpoint.state_digest:
+    if certifying.state[0].digest != digest(checkpoint.state):
         raise InvalidRecord(f"{folder}: holds another state than the one that block {certifying.round} certifies")
     return checkpoint.round
