@@ -178,9 +178,9 @@ class Store:
         directory.custody.drop_before(append.round - charter.custody_rounds - charter.state_sync_every)
 
     def _save(self, effect: SaveEvidence) -> dict[str, Any]:
-        text = peer_id_text(effect.accused)
-        path = self.directory.evidence.write(effect.round, text, effect.deed, effect.data)
-        return {"event": "evidence", "peer": text, "round": effect.round, "deed": effect.deed, "path": str(path)}
+        accused = effect.accused
+        path = self.directory.evidence.write(effect.round, peer_id_text(accused), effect.deed, effect.data)
+        return {"event": "evidence", "peer": accused.hex(), "round": effect.round, "deed": effect.deed, "path": str(path)}
 
     def checkpoint_due(self, round: int, every: int) -> bool:
         """Whether `every` rounds, in whole steps of it, have gone by since the newest checkpoint."""
