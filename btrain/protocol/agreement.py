@@ -217,7 +217,7 @@ class Agreement(Attempts):
         if state.final is not None:
             self.out.sign(Final(state.final))
         if state.decided is not None:
-            self._hand_on_finals()
+            self._hand_finals_on = True
             self.out.emit(Decided(state.decided))
 
     def _beat(self) -> None:
@@ -252,14 +252,15 @@ class Agreement(Attempts):
 
     def _resend(self, to: PeerId) -> None:
         state = self.state
-        envelopes = [envelope for _, (_, envelope) in sorted(state.finals.items())]
+        envelopes = [envelope for digest in state.finals for envelope in state.finals_for(digest)]
         envelopes += self._quits_from(0)
         if state.carrier is not None:
             envelopes.append(state.carrier)
         for suggestion in state.proposals.get(state.attempt, []):
             envelopes.append(suggestion.envelope)
         envelopes += [envelope for _, (_, envelope) in sorted(state.votes.get(state.attempt, {}).items())]
-        envelopes += [envelope for envelope in self._own.values() if envelope not in envelopes]
+        own = (envelope for attempt, envelope in self._own.values() if attempt >= state.attempt)
+        envelopes += [envelope for envelope in own if envelope not in envelopes]
         if envelopes:
             self.out.emit(Forward(tuple(envelopes), to))
         value = state.decided if state.decided is not None else state.values.get(self.me, (b"", None))[1]

@@ -13,7 +13,6 @@ from btrain.protocol.agreement_interface import (
     Entered,
     Forward,
     PushBodies,
-    PushValue,
     Rules,
     Timing,
 )
@@ -33,7 +32,6 @@ class Attempts(Knowledge):
         self._settled = False  # 2 Delta have passed since the own vote of this attempt
         self._may_propose = False  # 2 Delta have passed since the entry
         self._conflicts_handed_on: set[int] = set()
-        self._value_pushed = False
         self._certified = False
 
     def _advance(self) -> None:
@@ -42,6 +40,7 @@ class Attempts(Knowledge):
         if self.state.decided is None:
             self._leave()
             self._count_votes()
+            self._hand_on_certificate()
             self._answer_conflicts()
             self._skip_attempt_0()
             self._propose()
@@ -49,6 +48,7 @@ class Attempts(Knowledge):
             self._settle()
             self._finalise()
             self._decide()
+        self._hand_on_finals()
         if not self._certified and self.final_certificate is not None:
             self._certified = True
             self.out.emit(Certified(self.final_certificate))
@@ -68,14 +68,7 @@ class Attempts(Knowledge):
         """From now on no value without a certificate may lack what is held now; others are given it to include it."""
         self.state.freeze()
         self.out.dirty = True
-        self._push_what_is_held()
-
-    def _push_what_is_held(self) -> None:
         self._push_bodies(self.state.held)
-        voted = self.state.values.get(self.me)
-        if voted is not None and not self._value_pushed:
-            self._value_pushed = True
-            self.out.emit(PushValue(voted[1]))
 
     def _push_bodies(self, items: Items) -> None:
         fresh = self.out.unpushed(set(items) - set(VOID))
@@ -101,7 +94,7 @@ class Attempts(Knowledge):
         reached = self._attempt_to_leave()
         if reached < state.attempt or (reached == state.attempt and state.left):
             return
-        self._push_what_is_held()
+        self._push_bodies(state.held)
         state.attempt = reached
         state.left = True
         self.out.dirty = True
@@ -120,9 +113,8 @@ class Attempts(Knowledge):
             self._freeze()
         state.attempt += 1
         state.left = False
-        state.lock = max(state.rank, state.certified)
+        state.lock = state.rank
         state.prune()
-        self._own.clear()
         self._settled = False
         self._may_propose = False
         self.out.dirty = True
@@ -130,6 +122,21 @@ class Attempts(Knowledge):
         self.out.sign(Lock(state.attempt, state.highest))
         self.out.set_timer("deadline", self.timing.later_deadline_us)
         self.out.set_timer("propose", 2 * self.timing.delta_us)
+
+    def _hand_on_certificate(self) -> None:
+        """Tell a certificate that the own count of votes has made, before it makes anything final.
+
+        In attempt 0 only when somebody wishes to leave it: who enters attempt 1 has handed on Quits 2 Delta before.
+        Where nobody does, Finals decide, and the bytes are spared.
+        """
+        if self.state.attempt > 0 or self.state.quits:
+            self._tell_certificate()
+
+    def _tell_certificate(self) -> None:
+        """In the Lock of the next attempt: a certificate of the current one is the highest that it can name."""
+        state = self.state
+        if state.carrier is None and state.rank == state.attempt:
+            self.out.sign(Lock(state.attempt + 1, state.highest))
 
     def _answer_conflicts(self) -> None:
         """Two proposals of one proposer: everybody shall see both, and the attempt is given up."""
@@ -152,7 +159,6 @@ class Attempts(Knowledge):
             or state.left
             or self.electorate.proposer(state.attempt) != self.me
             or self.out.gave_out(Proposal, state.attempt)
-            or state.certified > state.rank  # votes certify a value whose items are still on their way
         ):
             return
         items: Items = state.held
@@ -236,8 +242,7 @@ class Attempts(Knowledge):
             return
         items = self.known_value(digest)
         if items is None:
-            self._hand_on_finals()
-            self._ask_for(digest, sorted(state.finals))
+            self._ask_for(digest, sorted(state.finals[digest]))
             return
         state.decided = dict(items)
         state.final = state.final or digest
@@ -247,7 +252,7 @@ class Attempts(Knowledge):
         if self._undisturbed():
             self.out.set_timer("hand_on", self.timing.delta_us // 2)
         else:
-            self._hand_on_finals()
+            self._hand_finals_on = True
         self.out.emit(Decided(state.decided))
 
     def _undisturbed(self) -> bool:
@@ -257,12 +262,10 @@ class Attempts(Knowledge):
     def _hand_on_finality(self) -> None:
         """Spare the bytes if b+1 honest Finals are on their way to everybody; else hand on what makes it final."""
         state = self.state
-        digest = state.final
-        senders = {sender for sender, (final, _) in state.finals.items() if final == digest}
+        senders = set(state.finals.get(state.final or b"", {}))
         if len(senders) > 2 * self.electorate.faulty_max or senders >= self.electorate.present:
             return
-        certified = self._certified_digest(0)
         if state.decided is not None:
-            self._hand_on_finals()
-        elif certified is not None:
-            self._hand_on_votes(0, certified)
+            self._hand_finals_on = True
+        else:
+            self._tell_certificate()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from btrain.protocol.agreement_interface import Electorate, Forward, NeedValue, PushValue, Rules
+from btrain.protocol.agreement_interface import Electorate, Forward, NeedValue, Rules
 from btrain.protocol.agreement_messages import Certificate, Final, Items, Payload, Proposal, Quit, Vote, item_pairs
 from btrain.protocol.agreement_outbox import Outbox
 from btrain.protocol.agreement_state import State, Suggestion, certificate_of, most, valid_certificate
@@ -21,9 +21,9 @@ class Knowledge:
         self.rules = rules
         self.state = State()
         self.out = Outbox()
-        self._own: dict[type, bytes] = {}  # own signed messages of the current attempt
+        self._own: dict[type, tuple[int, bytes]] = {}  # the latest own signed messages and their attempts
         self._asked_for: set[bytes] = set()
-        self._votes_handed_on: set[int] = set()
+        self._hand_finals_on = False
         self._finals_handed_on = False
 
     @property
@@ -31,7 +31,8 @@ class Knowledge:
         """Signed Finals of q members for the decision, in member order."""
         if self.state.decided is None:
             return None
-        finals = self._finals_for(self.rules.digest(self.state.decided))
+        senders = self.state.finals.get(self.rules.digest(self.state.decided), {})
+        finals = tuple(envelope for _, envelope in sorted(senders.items()))
         return finals[: self.electorate.quorum] if len(finals) >= self.electorate.quorum else None
 
     def known_value(self, digest: bytes) -> Items | None:
@@ -73,16 +74,16 @@ class Knowledge:
     def _take(self, sender: PeerId, payload: Payload, envelope: bytes) -> None:
         state = self.state
         if isinstance(payload, Final):
-            state.finals.setdefault(sender, (payload.digest, envelope))
+            state.take_final(sender, payload.digest, envelope)
             if sender == self.me:
                 state.final = payload.digest
             return
         if state.decided is not None:
             if not isinstance(payload, Vote) or payload.attempt > 0:
-                self._hand_on_finals()  # the sender goes on: it lacks them
+                self._hand_finals_on = True  # the sender goes on: it lacks them
             return
-        if sender == self.me and payload.attempt == state.attempt:
-            self._own[type(payload)] = envelope
+        if sender == self.me:
+            self._own[type(payload)] = (payload.attempt, envelope)
         if isinstance(payload, Vote):
             self._take_vote(sender, payload, envelope)
             return
@@ -109,54 +110,32 @@ class Knowledge:
         return self.electorate.fast_quorum if attempt == 0 else self.electorate.quorum
 
     def _adopt(self, certificate: Certificate, carrier: bytes | None) -> None:
-        """Keep the highest certificate and hand on the message that brought it: all need it before they enter."""
+        """Keep the highest certificate and hand on the message that brought it: all need it before they enter.
+
+        It is handed on whole. Vote by vote it would not arrive where a double voter's other vote was first.
+        """
         state = self.state
         if state.highest is not None and certificate.attempt <= state.highest.attempt:
             return
         state.highest = certificate
         state.carrier = carrier
-        state.certified = max(state.certified, certificate.attempt)
         self.out.dirty = True
         if carrier is not None:
             self.out.emit(Forward((carrier,)))
 
     def _count_votes(self) -> None:
-        for attempt in sorted(self.state.votes):
-            digest = self._certified_digest(attempt)
-            if digest is None:
+        """Make a certificate of enough equal votes."""
+        for attempt, ballots in sorted(self.state.votes.items()):
+            digest = most((digest for digest, _ in ballots.values()), self._threshold(attempt))
+            if digest is None or attempt <= self.state.rank:
                 continue
-            if attempt > self.state.certified:
-                self.state.certified = attempt
-                self.out.dirty = True
-            if attempt > self.state.rank:
-                items = self.known_value(digest)
-                if items is None:
-                    ballots = self.state.votes[attempt]
-                    self._ask_for(digest, (voter for voter in sorted(ballots) if ballots[voter][0] == digest))
-                else:
-                    self._adopt(certificate_of(attempt, items, self._ballots_for(attempt, digest)), None)
-            if attempt > 0 or self.state.quits:
-                self._hand_on_votes(attempt, digest)
-
-    def _certified_digest(self, attempt: int) -> bytes | None:
-        ballots = self.state.votes.get(attempt, {})
-        return most((digest for digest, _ in ballots.values()), self._threshold(attempt))
-
-    def _ballots_for(self, attempt: int, digest: bytes) -> tuple[bytes, ...]:
-        ballots = self.state.votes[attempt]
-        chosen = [envelope for _, (voted, envelope) in sorted(ballots.items()) if voted == digest]
-        return tuple(chosen[: self._threshold(attempt)])
-
-    def _hand_on_votes(self, attempt: int, digest: bytes) -> None:
-        """Hand on a certificate's votes, once; those of attempt 0 only when somebody may enter attempt 1 without."""
-        if attempt in self._votes_handed_on:
-            return
-        self._votes_handed_on.add(attempt)
-        proposals = (s.envelope for s in self.state.proposals.get(attempt, []) if s.digest == digest)
-        self.out.emit(Forward((*proposals, *self._ballots_for(attempt, digest))))
-        items = self.known_value(digest)
-        if attempt == 0 and items is not None:
-            self.out.emit(PushValue(items))
+            items = self.known_value(digest)
+            voters = [voter for voter in sorted(ballots) if ballots[voter][0] == digest]
+            if items is None:
+                self._ask_for(digest, voters)
+            else:
+                votes = (ballots[voter][1] for voter in voters[: self._threshold(attempt)])
+                self._adopt(certificate_of(attempt, items, votes), None)
 
     # --- values and Finals ---
 
@@ -170,15 +149,17 @@ class Knowledge:
         ballot = self.state.votes.get(attempt, {}).get(self.me)
         return None if ballot is None else ballot[0]
 
-    def _finals_for(self, digest: bytes) -> tuple[bytes, ...]:
-        return tuple(envelope for _, (final, envelope) in sorted(self.state.finals.items()) if final == digest)
-
     def _decided_digest(self) -> bytes | None:
-        return most((digest for digest, _ in self.state.finals.values()), self.electorate.faulty_max + 1)
+        for digest, senders in self.state.finals.items():
+            if len(senders) > self.electorate.faulty_max:
+                return digest
+        return None
 
     def _hand_on_finals(self) -> None:
-        """Hand on the Finals of b+1 members, once."""
-        digest = self._decided_digest()
-        if digest is not None and not self._finals_handed_on:
+        """Hand on the Finals of b+1 members, once; the own one is the first, by which the others know their digest."""
+        finals = self.state.finals.get(self.state.final or b"", {})
+        if self._hand_finals_on and not self._finals_handed_on and self.me in finals:
             self._finals_handed_on = True
-            self.out.emit(Forward(self._finals_for(digest)[: self.electorate.faulty_max + 1]))
+            mine = finals[self.me]
+            others = [envelope for envelope in self.state.finals_for(self.state.final or b"") if envelope != mine]
+            self.out.emit(Forward((mine, *others[: self.electorate.faulty_max])))

@@ -24,20 +24,20 @@ class Suggestion(msgspec.Struct, array_like=True, frozen=True):
 
 
 class State(msgspec.Struct, array_like=True):
-    """One member's knowledge. Every table is bounded by seats x (ATTEMPTS_AHEAD_MAX + 2)."""
+    """One member's knowledge. Every table is bounded by seats x (ATTEMPTS_AHEAD_MAX + 2), Finals by seats x seats."""
 
     attempt: int = 0
     left: bool = False  # `attempt` is left, the next one not yet entered
     quit: int = NONE  # the latest attempt this member wished to leave
     lock: int = NONE  # rank of the lock frozen at the entry of `attempt`
-    certified: int = NONE  # highest attempt known to have enough votes for one value, its items known or not
     highest: Certificate | None = None
     carrier: bytes | None = None  # the signed message that brought `highest`, None if its votes came singly
     held: dict[str, bytes] = msgspec.field(default_factory=dict)
     frozen: dict[str, bytes] = msgspec.field(default_factory=dict)
     equivocated: set[str] = msgspec.field(default_factory=set)
     quits: dict[PeerId, tuple[int, bytes]] = msgspec.field(default_factory=dict)  # each sender's latest
-    finals: dict[PeerId, tuple[bytes, bytes]] = msgspec.field(default_factory=dict)
+    first_finals: dict[PeerId, bytes] = msgspec.field(default_factory=dict)  # each sender's first digest
+    finals: dict[bytes, dict[PeerId, bytes]] = msgspec.field(default_factory=dict)  # for these digests, of all senders
     votes: dict[int, dict[PeerId, tuple[bytes, bytes]]] = msgspec.field(default_factory=dict)
     proposals: dict[int, list[Suggestion]] = msgspec.field(default_factory=dict)  # two an attempt
     values: dict[PeerId, tuple[bytes, dict[str, bytes]]] = msgspec.field(default_factory=dict)  # each sender's latest
@@ -54,11 +54,24 @@ class State(msgspec.Struct, array_like=True):
         return self.attempt <= attempt <= self.attempt + ATTEMPTS_AHEAD_MAX
 
     def prune(self) -> None:
-        """Forget what earlier attempts said, but for the votes that lock a value whose items are still unknown."""
-        needed = self.certified if self.certified > self.rank else self.attempt
+        """Forget votes and proposals of attempts before the current one."""
         for table in (self.votes, self.proposals):
-            for attempt in [known for known in table if known < self.attempt and known != needed]:
+            for attempt in [known for known in table if known < self.attempt]:
                 del table[attempt]
+
+    def take_final(self, sender: PeerId, digest: bytes, envelope: bytes) -> None:
+        """Keep a sender's first Final, and a later one for a digest that is the first of somebody.
+
+        The second Final of a liar must count, or Finals that decide for one member would not for the next, to which the
+        liar gave another one before. An honest Final is a first one, so whatever can be decided is counted.
+        """
+        if self.first_finals.setdefault(sender, digest) == digest or digest in self.finals:
+            self.finals.setdefault(digest, {}).setdefault(sender, envelope)
+
+    def finals_for(self, digest: bytes) -> list[bytes]:
+        """Finals for a digest, in member order, behind those that are their sender's first."""
+        senders = self.finals.get(digest, {})
+        return [senders[sender] for sender in sorted(senders, key=lambda s: (self.first_finals[s] != digest, s))]
 
     def freeze(self) -> None:
         """From now on a proposal without certificate must list what is held now."""

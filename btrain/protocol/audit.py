@@ -1,8 +1,8 @@
 """Recomputing what others did: the tie-aware gradient test and the checks that a validator or a voter runs.
 
-A gradient recomputed on other hardware differs in its last bits, and rounding to 8 bits turns a last bit into a whole code
-wherever a value stood at a tie. So what is compared is by how much the committed value lies outside the interval that
-rounds to it: e = max(0, |decoded - g'| - scale / 2). For an honest peer e is at most the noise of the replay.
+A gradient recomputed on other hardware differs in its last bits, and rounding to 8 bits turns a last bit into a whole
+code wherever a value stood at a tie. So what is compared is by how much the committed value lies outside the interval
+that rounds to it: e = max(0, |decoded - g'| - scale / 2). For an honest peer e is at most the noise of the replay.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from btrain.aggregation import Rule
 from btrain.kernels import BLOCK, QuantizedBlocks, dequantize_blockwise
 from btrain.protocol.effects import Effect, FetchBlob, Recompute, Work
 from btrain.protocol.encoding import PeerId, digest
+from btrain.protocol.ledger import GUILTY, INNOCENT, UNSURE
 from btrain.protocol.messages import Commit, Message
 from btrain.protocol.reduction import encode_gradient, open_part, reduce_committed
 from btrain.protocol.roles import PartLayout, Roles
+
+__all__ = ["GUILTY", "INNOCENT", "UNSURE", "Check", "GradientCheck", "PartCheck", "excess"]
 
 SLACK = 1 + 1e-5  # rounding of scale / 2 itself
 PART_FLOOR = 1e-3  # a part counts as at least this share of its even share of |g'|: dead units convict nobody
 SCALE_FACTOR = 20.0  # a block's scale follows one value, which is noisier than the gradient's norm
 
-INNOCENT, GUILTY, UNSURE = 0, 1, 2
-
 
 def excess(parts: list[QuantizedBlocks], recomputed: Tensor, layout: PartLayout) -> float:
     """Largest relative excess of a committed gradient over a recomputed one, over all parts together and each alone.
 
-    parts: the committed encodings, in order. recomputed: float32 [d]. Returns a ratio to compare with the tolerance T of the
-    contract: up to T passes, above 2 T is guilty, a validator accuses above 4 T. Infinite where nothing can be compared.
+    parts: the committed encodings, in order. recomputed: float32 [d]. Returns a ratio to compare with the tolerance T
+    of the contract: up to T passes, above 2 T is guilty, a validator accuses above 4 T. Infinite where nothing can be
+    compared.
     """
     if not bool(torch.isfinite(recomputed).all()):
         return math.inf
@@ -153,9 +155,9 @@ class GradientCheck(Check):
     def vote(self, tolerance: float) -> Literal[0, 1, 2]:
         """Innocent up to T, guilty above 2 T, else unsure."""
         if self.outcome == "equal" or (self.outcome == "measured" and self.excess <= tolerance):
-            return INNOCENT  # type: ignore[return-value]
+            return INNOCENT
         guilty = self.outcome == "measured" and self.excess > 2 * tolerance
-        return GUILTY if guilty else UNSURE  # type: ignore[return-value]
+        return GUILTY if guilty else UNSURE
 
 
 @dataclass

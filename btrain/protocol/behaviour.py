@@ -1,4 +1,4 @@
-"""What a peer does at the steps where it could do otherwise. This class is the honest peer; adversaries override one step."""
+"""What a peer does where it could do otherwise. This class is the honest peer; adversaries override one step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Bringing the parameters to where the ledger is: replay of certified aggregates, or a certified state and replay from there.
+"""Bringing the parameters to where the ledger is: certified aggregates replayed, from a certified state if need be.
 
-One way serves the restarted, the frozen, the late and the newcomer. Nothing is taken on a peer's word: blocks carry q Finals,
-bytes are addressed by the hashes in the blocks.
+One way serves the restarted, the frozen, the late and the newcomer. Nothing is taken on a peer's word: blocks carry q
+Finals, bytes are addressed by the hashes in the blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from btrain.kernels import dequantize_blockwise
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import Apply, FetchBlob, LoadState
 from btrain.protocol.encoding import PeerId
-from btrain.protocol.ledger import Block, LedgerState
+from btrain.protocol.ledger import Block, CertifiedState, LedgerState
 from btrain.protocol.reduction import open_part
 from btrain.protocol.roles import PartLayout
 
@@ -33,7 +33,7 @@ class Replay:
     _fetching: bool = field(default=False, init=False)
     _wanted: dict[bytes, set[int]] = field(default_factory=dict, init=False)  # hash -> parts with these bytes
     _parts: dict[int, bytes] = field(default_factory=dict, init=False)
-    _state: bytes | None = field(default=None, init=False)
+    _state: CertifiedState | None = field(default=None, init=False)  # the state that is being fetched
     _sources: tuple[PeerId, ...] = field(default=(), init=False)
 
     def go(self, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
@@ -44,7 +44,7 @@ class Replay:
         certified = state.state
         far = state.round - self.x_round > self.custody_rounds
         if far and certified is not None and certified.round > self.x_round:
-            self._fetch_state(certified.digest)
+            self._fetch_state(certified)
             return
         block = self.block_of(self.x_round)
         self._fetching = True
@@ -56,19 +56,18 @@ class Replay:
             self._wanted.setdefault(entry.hash, set()).add(entry.part)
         self.desk.emit(*(FetchBlob(entry.hash, (entry.aggregator, *sources)) for entry in block.results))
 
-    def _fetch_state(self, digest: bytes) -> None:
-        self._fetching, self._state = True, digest
-        self.desk.emit(FetchBlob(digest, self._sources))
+    def _fetch_state(self, certified: CertifiedState) -> None:
+        self._fetching, self._state = True, certified
+        self.desk.emit(FetchBlob(certified.digest, self._sources))
 
     def blob(self, hash: bytes, data: bytes | None, state: LedgerState) -> None:
         """Bytes for the block or the state that is being fetched; None when nobody has them."""
-        if hash == self._state:
-            self._state = None
-            self._on_state(data, state)
+        if self._state is not None and hash == self._state.digest:
+            self._on_state(self._state, data)
         elif hash in self._wanted and data is None:
             self._wanted, self._fetching = {}, False
             if state.state is not None and state.state.round > self.x_round:
-                self._fetch_state(state.state.digest)
+                self._fetch_state(state.state)
             else:
                 self.desk.event(
                     "stalled", round=self.x_round, reason="no connected peer keeps the results of this round"
@@ -79,14 +78,13 @@ class Replay:
                 block = self.block_of(self.x_round)
                 self._apply(block, _assemble(self._parts, state.genesis.numel, len(block.results)))
 
-    def _on_state(self, data: bytes | None, state: LedgerState) -> None:
-        if data is None or state.state is None:
-            self._fetching = False
+    def _on_state(self, certified: CertifiedState, data: bytes | None) -> None:
+        self._fetching, self._state = False, None
+        if data is None:
             self.desk.event("stalled", round=self.x_round, reason="no connected peer keeps the certified state")
             return
-        self._fetching = False
         self.applying += 1
-        self.desk.emit(LoadState(state.state.round, data))
+        self.desk.emit(LoadState(certified.round, data))
 
     def _apply(self, block: Block, update: Tensor | None) -> None:
         self.step(Apply(block.round, update, block.step, False))

@@ -16,8 +16,8 @@ def item_key(message: Message) -> str:
 def contribution_of(messages: Iterable[Message], ctx: bytes = b"") -> tuple[Contribution, dict[str, bytes]]:
     """Read the decided statements.
 
-    A complaint Missing{i} of aggregator j keeps both i and j out of this round's sum: at least one of the two is faulty or
-    cut off, so whatever faulty members complain of, the rest keeps its honest majority. Nobody loses a seat for it.
+    A complaint Missing{i} of aggregator j keeps both i and j out of this round's sum: at least one of the two is faulty
+    or cut off, so whatever faulty members complain of, the rest keeps its honest majority. Nobody loses a seat for it.
     """
     ordered = sorted(messages, key=item_key)
     commits = {message.sender: message for message in ordered if isinstance(message.body, Commit)}

@@ -1,4 +1,4 @@
-"""What the three decisions of a round are about: their items, when they are complete, acceptable or void, their digest."""
+"""What the three decisions of a round are about: their items, when they are complete or acceptable, their digest."""
 
 from __future__ import annotations
 
@@ -85,8 +85,11 @@ class DecisionRules:
             self.index,
         ):
             return None
-        self.round.desk.notice(message)  # a double vote may only be seen inside a certificate
-        return (message.sender, body) if s.attempt == body.attempt else None
+        if s.attempt != body.attempt or self.round.roster.seat(message.sender) is None:
+            return None
+        if s.attempt <= self.round.attempts_noticed:
+            self.round.desk.notice(message)  # a double vote may only be seen inside a certificate
+        return message.sender, body
 
 
 class ContributorsRules(DecisionRules):
@@ -101,7 +104,7 @@ class ContributorsRules(DecisionRules):
 
     def acceptable(self, items: Items, attempt: int) -> bool:
         """Every statement is here and stands under its own key."""
-        bodies = self.round.bodies_of(items)
+        bodies = self.round.statements.bodies_of(items)
         if bodies is None:
             return False
         return all(isinstance(message.body, Commit | Missing) for message in bodies) and contribution_of(bodies)[
@@ -136,17 +139,15 @@ class ResultsRules(DecisionRules):
 
     def entries(self, items: Items) -> list[ResultEntry] | None:
         """The result that counts for each part, the earliest attempt; None if an item is unknown or not checked."""
-        bodies = self.round.bodies_of(items)
+        bodies = self.round.statements.bodies_of(items)
         if bodies is None:
             return None
         first: dict[int, ResultEntry] = {}
         for key, message in sorted(zip(sorted(items), bodies, strict=True), key=lambda pair: pair[0]):
             body = message.body
-            if (
-                not isinstance(body, Result)
-                or key != result_key(message)
-                or body.hash not in self.round.exchange.opened
-            ):
+            if not isinstance(body, Result) or key != result_key(message) or not self.round.rightful(message):
+                return None
+            if not self.round.exchange.has_opened(message):
                 return None
             entry = ResultEntry(body.part, message.statement.attempt, message.sender, body.hash)
             first.setdefault(body.part, entry)
@@ -176,9 +177,8 @@ class BlockRules(DecisionRules):
     def acceptable(self, items: Items, attempt: int) -> bool:
         """Every link belongs to a committed member and is on its chain."""
         links = links_of(items)
-        return links is not None and all(
-            peer in self.round.expected_links and self.round.opens(peer, link) for peer, link in links.items()
-        )
+        expected, opens = self.round.expected_links, self.round.statements.opens
+        return links is not None and all(peer in expected and opens(peer, link) for peer, link in links.items())
 
     def void_allowed(self, attempt: int, held: Items) -> bool:
         """A block is decided always."""

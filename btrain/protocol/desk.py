@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -13,7 +14,6 @@ from btrain.protocol.effects import Effect, Event, PersistSigned, Send
 from btrain.protocol.encoding import ZERO, PeerId, encode
 from btrain.protocol.errors import ForeignMessage
 from btrain.protocol.messages import (
-    PROTOCOL_VERSION,
     Accusation,
     Charge,
     Commit,
@@ -39,6 +39,23 @@ KINDS: dict[type[msgspec.Struct], Kind] = {
 }  # fmt: skip
 
 
+SLOTS_MAX = 4096  # slots of one signer in the open rounds; more than all attempts of all decisions have
+
+Notice = Literal["new", "known", "second", "ignored"]
+
+
+@dataclass
+class _Record:
+    """What one signer has signed in the open rounds."""
+
+    slots: dict[bytes, Message] = field(default_factory=dict)
+    seconds: dict[bytes, Message] = field(default_factory=dict)  # another statement for the same slot
+
+    def forget(self, before_round: int) -> None:
+        self.slots = {k: m for k, m in self.slots.items() if m.statement.round >= before_round}
+        self.seconds = {k: m for k, m in self.seconds.items() if k in self.slots}
+
+
 @dataclass
 class Desk:
     """Signs for `key` in `run` and collects effects. `signed` holds every envelope of the rounds still open."""
@@ -50,7 +67,7 @@ class Desk:
     signed: dict[bytes, Message] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     conflicts: list[tuple[Message, Message]] = field(default_factory=list)
-    _seen: dict[bytes, Message] = field(default_factory=dict)
+    _seen: dict[PeerId, _Record] = field(default_factory=dict)  # bounded by the roster: only members' are noticed
 
     @property
     def me(self) -> PeerId:
@@ -76,7 +93,7 @@ class Desk:
         """The statement that would be signed."""
         kind = KINDS[type(body)]
         return Statement(
-            PROTOCOL_VERSION, self.run, self.group, prev, round, attempt, kind, index, self.me, ctx, encode(body)
+            1, self.run, self.group, prev, round, attempt, kind, index, self.me, ctx, encode(body)
         )
 
     def sign(self, statement: Statement) -> Message:
@@ -102,14 +119,23 @@ class Desk:
         """Send signed statements to all connected members."""
         self.send(Envelopes(tuple(message.data for message in messages)))
 
-    def notice(self, message: Message) -> bool:
-        """Compare with what is known of the slot; False for a second statement, which is set aside as a conflict."""
-        known = self._seen.setdefault(message.slot, message)
-        if known is message or known.statement == message.statement:
-            return True
-        if all(second.statement != message.statement for _, second in self.conflicts):
+    def notice(self, message: Message) -> Notice:
+        """Compare with what is known of the slot; a second statement is set aside as a conflict, any further ignored.
+
+        The caller has seen to it that a signer has few slots; what is beyond the bound is not compared.
+        """
+        record = self._seen.setdefault(message.sender, _Record())
+        known = record.slots.get(message.slot)
+        if known is message or (known is not None and known.statement == message.statement):
+            return "known"
+        if known is None:
+            if len(record.slots) < SLOTS_MAX:
+                record.slots[message.slot] = message
+            return "new"
+        first = record.seconds.setdefault(message.slot, message)
+        if first is message:
             self.conflicts.append((known, message))
-        return False
+        return "second" if first.statement == message.statement else "ignored"
 
     def restore(self, envelopes: Mapping[bytes, bytes]) -> None:
         """Take back what was signed before a restart; a Join that founded the run belongs to none and stays out."""
@@ -122,4 +148,6 @@ class Desk:
     def forget(self, before_round: int) -> None:
         """Drop the envelopes of rounds that are over."""
         self.signed = {k: m for k, m in self.signed.items() if m.statement.round >= before_round}
-        self._seen = {k: m for k, m in self._seen.items() if m.statement.round >= before_round}
+        for record in self._seen.values():
+            record.forget(before_round)
+        self._seen = {peer: record for peer, record in self._seen.items() if record.slots}

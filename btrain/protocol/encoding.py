@@ -48,7 +48,7 @@ def decode(record: type[T], data: bytes, bytes_max: int) -> T:
     if len(data) > bytes_max:
         raise OversizedMessage(f"{record.__name__} of {len(data)} bytes, at most {bytes_max}")
     try:
-        value = _decoder(record).decode(data)
+        value: T = _decoder(record).decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise MalformedMessage(f"{record.__name__}: {error}") from error
     if encode(value) != data:

@@ -43,7 +43,7 @@ class NotAMember(RemoteProtocolError):
 
 
 class InconsistentMessage(RemoteProtocolError):
-    """Well formed, but contradicts what the ledger says (a wrong part count, an unknown commitment, a link off its chain)."""
+    """Well formed, but contradicts the ledger (a wrong part count, an unknown commitment, a link off its chain)."""
 
 
 class InvalidCertificate(RemoteProtocolError):

@@ -1,7 +1,8 @@
 """Evidence: a bundle of signed statements and bytes that shows a misdeed to anybody who has nothing but the bundle.
 
-The genesis in the bundle hashes to the run's id that every statement names, so sizes and rule are the founders', not the
-accuser's. `verify_evidence` says whether the bundle proves itself or rests on the votes of a quorum.
+The genesis in the bundle hashes to the run's id that every statement names, so sizes and rule are the founders', not
+the accuser's. Deeds that only recomputation shows (a wrong gradient, a false accusation) are not among these: their
+bundles hold members' votes, and no charge may rest on them.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from btrain.aggregation import Rule
-from btrain.kernels import IllegalEncoding, QuantizedBlocks
+from btrain.kernels import BLOCK, IllegalEncoding, QuantizedBlocks
 from btrain.protocol.contribution import contribution_of
 from btrain.protocol.encoding import MEMBERS_MAX, U32, Hash, PeerId, Record, decode, digest, encode
 from btrain.protocol.errors import InvalidEvidence, RemoteProtocolError
 from btrain.protocol.ledger import Contribution, Genesis, items_digest, open_genesis
 from btrain.protocol.messages import PARTS_MAX, Charge, Commit, Message, Result, Text, Verifier
-from btrain.protocol.reduction import open_part, reduce_committed
+from btrain.protocol.reduction import reduce_committed
 from btrain.protocol.roles import PartLayout
 
 EVIDENCE_BYTES_MAX = 2**31 - 1
@@ -49,6 +50,14 @@ class Finding:
 
 
 RuleOf = Callable[[Genesis], Rule]
+
+
+def named_deed(data: bytes) -> str:
+    """The deed that a bundle names, proven or not; empty if the bytes are no bundle."""
+    try:
+        return open_evidence(data).deed
+    except RemoteProtocolError:
+        return ""
 
 
 def open_evidence(data: bytes) -> Evidence:
@@ -95,25 +104,28 @@ def _equivocation(evidence: Evidence, genesis: Genesis, messages: list[Message],
     return "bytes", f"signed two different {one.statement.kind} statements for one slot of round {evidence.round}"
 
 
-def _committed_part(evidence: Evidence, genesis: Genesis, commit: Message) -> tuple[int, bytes]:
-    """(numel, bytes) of a part that the commit names."""
-    _require(isinstance(commit.body, Commit), f"{evidence.deed}: needs a Commit")
-    assert isinstance(commit.body, Commit)
-    _require(len(evidence.blobs) == 1, f"{evidence.deed}: needs the bytes of one part")
-    blob = evidence.blobs[0]
-    leaves = commit.body.leaves
-    _require(digest(blob) in leaves, f"{evidence.deed}: the bytes are not those that were committed")
-    layout = PartLayout(genesis.numel, len(leaves))
-    return layout.part_numel(leaves.index(digest(blob))), blob
-
-
 def _illegal_encoding(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
-    numel, blob = _committed_part(evidence, genesis, messages[0])
-    try:
-        QuantizedBlocks.from_bytes(blob, numel)
-    except IllegalEncoding as error:
-        return "bytes", f"committed to an illegal encoding: {error}"
+    """Commit by the accused, and the bytes of a part; a hash may stand for parts of different sizes."""
+    commit = messages[0]
+    _require(isinstance(commit.body, Commit), "illegal_encoding: needs a Commit")
+    assert isinstance(commit.body, Commit)
+    _require(len(evidence.blobs) == 1, "illegal_encoding: needs the bytes of one part")
+    blob, leaves = evidence.blobs[0], commit.body.leaves
+    layout = _layout(genesis, len(leaves))
+    places = [part for part, leaf in enumerate(leaves) if leaf == digest(blob)]
+    _require(bool(places), "illegal_encoding: the bytes are not those that were committed")
+    for part in places:
+        try:
+            QuantizedBlocks.from_bytes(blob, layout.part_numel(part))
+        except IllegalEncoding as error:
+            return "bytes", f"committed to an illegal encoding: {error}"
     raise InvalidEvidence("illegal_encoding: the committed bytes are a legal encoding")
+
+
+def _layout(genesis: Genesis, parts: int) -> PartLayout:
+    """The cut of the gradient into so many parts."""
+    _require(1 <= parts <= -(-genesis.numel // BLOCK), f"a gradient of {genesis.numel} values has not {parts} parts")
+    return PartLayout(genesis.numel, parts)
 
 
 def _illegal_result(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
@@ -121,13 +133,13 @@ def _illegal_result(evidence: Evidence, genesis: Genesis, messages: list[Message
     result = messages[0].body
     _require(isinstance(result, Result), "illegal_result: needs a Result")
     assert isinstance(result, Result)
-    contribution, layout = _decided(messages)
-    _require(items_digest("contributors", messages[0].statement.prev, contribution[1]) == messages[0].statement.ctx,
+    (_, items), parts = _decided(messages)
+    _require(items_digest("contributors", messages[0].statement.prev, items) == messages[0].statement.ctx,
              "illegal_result: the commits are not those the result names")  # fmt: skip
     _require(len(evidence.blobs) == 1 and digest(evidence.blobs[0]) == result.hash, "illegal_result: other bytes")
-    numel = PartLayout(genesis.numel, layout).part_numel(result.part) if result.part < layout else -1
+    _require(result.part < parts, "illegal_result: there is no such part")
     try:
-        QuantizedBlocks.from_bytes(evidence.blobs[0], numel)
+        QuantizedBlocks.from_bytes(evidence.blobs[0], _layout(genesis, parts).part_numel(result.part))
     except IllegalEncoding as error:
         return "bytes", f"signed a result that is no legal encoding: {error}"
     raise InvalidEvidence("illegal_result: the bytes are a legal encoding")
@@ -158,7 +170,7 @@ def _wrong_reduction(evidence: Evidence, genesis: Genesis, messages: list[Messag
         assert isinstance(commit, Commit)
         _require(commit.leaves[result.part] in by_hash, f"wrong_reduction: the part of {worker.hex()[:8]} is missing")
         inputs[worker] = by_hash[commit.leaves[result.part]]
-    numel = PartLayout(genesis.numel, parts).part_numel(result.part)
+    numel = _layout(genesis, parts).part_numel(result.part)
     right = reduce_committed(inputs, numel, rule_of(genesis))
     wrong = digest(right.data) != result.hash or tuple(right.coefficients) != result.coefficients
     _require(wrong, "wrong_reduction: the result is what the committed parts give")
@@ -173,9 +185,11 @@ def _false_charge(evidence: Evidence, genesis: Genesis, messages: list[Message],
     _require(isinstance(charge, Charge), "false_charge: needs a Charge")
     assert isinstance(charge, Charge)
     _require(len(evidence.blobs) == 1 and digest(evidence.blobs[0]) == charge.evidence, "false_charge: other bytes")
+    if named_deed(evidence.blobs[0]) == "false_charge":
+        raise InvalidEvidence("false_charge: of a false charge")  # else honest ones could be charged in turn
     try:
         inner = open_evidence(evidence.blobs[0])
-        _require(inner.deed != "false_charge", "false_charge: of a false charge")
+        _require(inner.genesis == evidence.genesis, "it is about another run")
         finding = verify_evidence(inner, Verifier(), rule_of)
     except RemoteProtocolError as error:
         return "bytes", f"charged a peer on evidence that proves nothing: {error}"
@@ -202,6 +216,3 @@ def bundle(
         1, encode(genesis), accused, round, deed, tuple(message.data for message in envelopes), tuple(blobs)
     )
     return encode(evidence)
-
-
-__all__ = ["Evidence", "Finding", "bundle", "open_evidence", "open_part", "verify_evidence"]

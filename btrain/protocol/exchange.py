@@ -39,11 +39,12 @@ class Exchange:
     rule: Rule
     desk: Desk
     blobs: Blobs
-    opened: dict[bytes, QuantizedBlocks] = field(default_factory=dict)  # checked results by hash
+    opened: dict[tuple[int, bytes], QuantizedBlocks] = field(default_factory=dict)  # checked results by part and hash
     illegal: list[tuple[str, Message, bytes]] = field(default_factory=list)  # (deed, statement, bytes)
     clipped_share: float = 0.0
     _started: set[tuple[bytes, int, int]] = field(default_factory=set)
     _fetching: set[bytes] = field(default_factory=set)
+    _fetched: set[bytes] = field(default_factory=set)
     _refused: set[bytes] = field(default_factory=set)
     _kept: set[bytes] = field(default_factory=set)
 
@@ -77,7 +78,12 @@ class Exchange:
         """Ask for a blob unless it is being asked for."""
         if hash not in self._fetching:
             self._fetching.add(hash)
+            self._fetched.add(hash)
             self.desk.emit(FetchBlob(hash, tuple(dict.fromkeys(peer for peer in sources if peer != self.desk.me))))
+
+    def awaits(self, hash: bytes) -> bool:
+        """Whether a blob was asked for and has not come."""
+        return hash in self._fetching
 
     def arrived(self, hash: bytes) -> None:
         """A blob came, or nobody asked had it: it may be asked for again."""
@@ -116,21 +122,27 @@ class Exchange:
 
     # --- results ---
 
+    def has_opened(self, message: Message) -> bool:
+        """Whether the bytes of a Result are here and were found legal."""
+        assert isinstance(message.body, Result)
+        return (message.body.part, message.body.hash) in self.opened
+
     def open_result(self, message: Message) -> bool:
         """Whether the bytes of a Result are here and legal; illegal ones are set aside as evidence."""
         result = message.body
         assert isinstance(result, Result)
-        if result.hash in self.opened:
+        key = (result.part, result.hash)
+        if key in self.opened:
             return True
         data = self.blobs.get(result.hash)
-        if data is None or result.hash in self._refused:
+        if data is None or message.hash in self._refused:
             return False
         opened = open_part(data, self.roles.layout.part_numel(result.part))
         if opened is None:
-            self._refused.add(result.hash)
+            self._refused.add(message.hash)
             self.illegal.append(("illegal_result", message, data))
             return False
-        self.opened[result.hash] = opened
+        self.opened[key] = opened
         self.keep(result.hash, data)
         return True
 
@@ -139,10 +151,10 @@ class Exchange:
         out = torch.empty(self.roles.layout.numel)
         for entry in results:
             start, end = self.roles.layout.bounds(entry.part)
-            out[start:end] = dequantize_blockwise(self.opened[entry.hash])[: end - start]
+            out[start:end] = dequantize_blockwise(self.opened[entry.part, entry.hash])[: end - start]
         return out
 
     def release(self) -> None:
         """Forget the round's bytes in memory; the store keeps them for the custody period."""
-        self.blobs.drop(self._kept)
+        self.blobs.drop(self._kept | self._fetched)
         self.opened.clear()

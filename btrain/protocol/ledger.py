@@ -1,4 +1,4 @@
-"""Genesis, blocks and their certificates, and the state that follows from them: a pure function, verified block by block."""
+"""Genesis, blocks and their certificates, and the state that follows from them, verified block by block."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from btrain.aggregation import Rule
-from btrain.protocol.agreement_messages import Final
+from btrain.protocol.agreement_messages import Final as FinalVote
 from btrain.protocol.encoding import (
     MEMBERS_MAX,
     U8,
@@ -28,7 +28,6 @@ from btrain.protocol.encoding import (
 )  # fmt: skip
 from btrain.protocol.errors import InconsistentMessage, InvalidCertificate
 from btrain.protocol.messages import (
-    LISTED_MAX,
     PARTS_MAX,
     Admission,
     Charge,
@@ -49,9 +48,12 @@ GENESIS_BYTES_MAX = 60 * 1024
 DECISIONS = ("contributors", "results", "block")
 BLOCK_DECISION = 2
 REPORTED_MS_MAX = 3_600_000
+INNOCENT: Final = 0  # votes of a verdict
+GUILTY: Final = 1
+UNSURE: Final = 2
 
 Members = Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-Listed = msgspec.Meta(max_length=MEMBERS_MAX * LISTED_MAX)
+Listed = msgspec.Meta(max_length=MEMBERS_MAX * MEMBERS_MAX)
 
 
 class Founder(Record, frozen=True):
@@ -291,8 +293,7 @@ def build_block(
     void = 1 if contribution.void or not contribution.workers else 2 if results_void else 0
     if state.round == 0:
         void = 1
-    charges = tuple(ListedCharge(peer, charge) for peer, body in bodies.items() for charge in body.charges)
-    verdicts = tuple(ListedVerdict(peer, verdict) for peer, body in bodies.items() for verdict in body.verdicts)
+    charges, verdicts = _decisive_charges(state.roster, bodies), _decisive_verdicts(state.roster, bodies)
     ordered_links = tuple(LinkEntry(peer, links[peer]) for peer in sorted(links))
     due = tuple(body.state[0] for body in bodies.values() if body.state)
     return Block(
@@ -334,25 +335,65 @@ def _certified(state: LedgerState, due: Sequence[bytes]) -> tuple[CertifiedState
     return ()
 
 
+def _decisive_charges(roster: Roster, bodies: Mapping[PeerId, Commit]) -> tuple[ListedCharge, ...]:
+    """Charges against those whom a quorum charges, one of each member: all that a block needs to name.
+
+    What it is that each of the quorum has verified does not matter: one honest member is among them. Were it counted by
+    deed, who accuses himself of something else before everybody would split the votes.
+    """
+    by_accused: dict[PeerId, dict[PeerId, Charge]] = {}
+    for member, body in bodies.items():
+        for charge in body.charges:
+            if roster.seat(charge.accused):
+                by_accused.setdefault(charge.accused, {}).setdefault(member, charge)
+    return tuple(
+        ListedCharge(member, charge)
+        for _, listed in sorted(by_accused.items())
+        if len(listed) >= roster.quorum
+        for member, charge in sorted(listed.items())
+    )
+
+
+def _decisive_verdicts(roster: Roster, bodies: Mapping[PeerId, Commit]) -> tuple[ListedVerdict, ...]:
+    """Verdicts of the cases that a quorum answers alike, guilty or innocent, one of each member."""
+    cases: dict[tuple[PeerId, PeerId, int], dict[PeerId, Verdict]] = {}
+    for member, body in bodies.items():
+        for verdict in body.verdicts:
+            cases.setdefault((verdict.accuser, verdict.accused, verdict.round), {}).setdefault(member, verdict)
+    return tuple(
+        ListedVerdict(member, verdict)
+        for _, votes in sorted(cases.items())
+        if _answer(roster, [verdict.vote for verdict in votes.values()]) is not None
+        for member, verdict in sorted(votes.items())
+    )
+
+
+def _answer(roster: Roster, votes: Sequence[int]) -> int | None:
+    """What a quorum says: GUILTY or INNOCENT; None if there is no quorum for either."""
+    count = Counter(votes)
+    return next((vote for vote in (GUILTY, INNOCENT) if count[vote] >= roster.quorum), None)
+
+
 def _bans(roster: Roster, charges: Sequence[ListedCharge], verdicts: Sequence[ListedVerdict]) -> tuple[Ban, ...]:
-    """A charge that a quorum lists bans the accused; a quorum of guilty the accused, of innocent the accuser."""
+    """A quorum of charges bans the accused; a quorum of guilty the accused, of innocent the accuser."""
     bans: dict[PeerId, Ban] = {}
-    listed: dict[tuple[PeerId, int, str], dict[PeerId, bytes]] = {}
+    by_accused: dict[PeerId, dict[PeerId, Charge]] = {}
     for entry in charges:
-        key = (entry.charge.accused, entry.charge.round, entry.charge.deed)
-        listed.setdefault(key, {})[entry.member] = entry.charge.evidence
-    for (accused, round, deed), by in sorted(listed.items()):
+        by_accused.setdefault(entry.charge.accused, {})[entry.member] = entry.charge
+    for accused, by in sorted(by_accused.items()):
         if len(by) >= roster.quorum and roster.seat(accused):
-            bans.setdefault(accused, Ban(accused, deed, round, tuple(sorted(set(by.values())))))
+            named = Counter((charge.round, charge.deed) for charge in by.values())
+            round, deed = min(named, key=lambda key: (-named[key], key))
+            bans[accused] = Ban(accused, deed, round, tuple(sorted({charge.evidence for charge in by.values()})))
     cases: dict[tuple[PeerId, PeerId, int], dict[PeerId, int]] = {}
     for cast in verdicts:
         case = (cast.verdict.accuser, cast.verdict.accused, cast.verdict.round)
         cases.setdefault(case, {})[cast.member] = cast.verdict.vote
     for (accuser, accused, round), votes in sorted(cases.items()):
-        count = Counter(votes.values())
-        if count[1] >= roster.quorum and roster.seat(accused):
+        answer = _answer(roster, list(votes.values()))
+        if answer == GUILTY and roster.seat(accused):
             bans.setdefault(accused, Ban(accused, "wrong_gradient", round, ()))
-        elif count[0] >= roster.quorum and roster.seat(accuser):
+        elif answer == INNOCENT and roster.seat(accuser):
             bans.setdefault(accuser, Ban(accuser, "false_accusation", round, ()))
     return tuple(bans[peer] for peer in sorted(bans))
 
@@ -456,7 +497,7 @@ def check_certificate(block: Block, finals: Sequence[bytes], state: LedgerState,
     for data in finals:
         message = verifier.open(data, state.run)
         s, body = message.statement, message.body
-        if not isinstance(body, Final) or (s.round, s.index, s.prev) != (block.round, BLOCK_DECISION, block.prev):
+        if not isinstance(body, FinalVote) or (s.round, s.index, s.prev) != (block.round, BLOCK_DECISION, block.prev):
             raise InvalidCertificate(f"{place}: holds a signature for something else")
         if body.digest != block.hash:
             raise InvalidCertificate(f"{place}: a signature is for another block")

@@ -7,39 +7,26 @@ A pure state machine: every input returns the effects that its shell executes in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
 from btrain.identity import SigningKey
+from btrain.protocol.allowance import Allowance
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blobs import Blobs
 from btrain.protocol.catchup import Replay
+from btrain.protocol.chronicle import Chronicle, Ledger
 from btrain.protocol.court import Court, Record, decision_statements
 from btrain.protocol.desk import Desk
-from btrain.protocol.effects import AppendBlock, Apply, Drop, Effect, Halt, PutBlob, SetTimer
-from btrain.protocol.encoding import PeerId, digest, encode
-from btrain.protocol.errors import InconsistentMessage, NotAMember, RemoteProtocolError, StaleMessage
-from btrain.protocol.ledger import Block, LedgerState, check_certificate, open_block
-from btrain.protocol.messages import (
-    LISTED_MAX,
-    Accusation,
-    Admission,
-    Charge,
-    Commit,
-    Join,
-    Leave,
-    Message,
-    Result,
-    Verifier,
-)  # fmt: skip
+from btrain.protocol.effects import Apply, Drop, Effect, Halt, PutBlob, SetTimer
+from btrain.protocol.encoding import PeerId, digest
+from btrain.protocol.errors import NotAMember, RemoteProtocolError, StaleMessage
+from btrain.protocol.ledger import Block, LedgerState
+from btrain.protocol.messages import Accusation, Charge, Commit, Join, Leave, Message, Verifier
 from btrain.protocol.packets import (
-    BLOCKS_MAX,
     PACKET_BYTES_MAX,
     Blocks,
     BodyRequest,
-    CertifiedBlock,
     Envelopes,
     Founding,
     Offer,
@@ -51,28 +38,15 @@ from btrain.protocol.packets import (
 )  # fmt: skip
 from btrain.protocol.randomness import HashChain
 from btrain.protocol.round import Post, Round
+from btrain.protocol.seats import Membership, Seats
 
-FUTURE_MAX = 64  # statements of the next round kept for each member
-BLOCKS_KEPT = 64  # decoded blocks in memory
-ASKED_ROUNDS = 4  # how long a request for a seat, or to leave, is listed after it was heard
+__all__ = ["Ledger", "Member", "Membership"]
 
-
-class Ledger(Protocol):
-    """The blocks on disk (or in the simulator's memory)."""
-
-    def read(self, round: int) -> CertifiedBlock | None:
-        """The certified block of a round, None beyond the end."""
-
-
-@dataclass(frozen=True)
-class Membership:
-    """What a peer says of itself when it asks for a seat."""
-
-    contract: bytes  # hash
-    x0: bytes
-    probe_norm: float
-    chain_salt: bytes  # private, random, kept with the run: a chain is used in one run only
-    addresses: tuple[str, ...] = ()
+FUTURE_MAX = 64  # statements of rounds to come kept for each member
+ROUNDS_AHEAD_MAX = 2
+REFUSALS_LOGGED_MAX = 8  # for each peer in one round
+REFUSERS_MAX = 1024
+ANSWER_BYTES_MAX = 64 * PACKET_BYTES_MAX  # what one member is handed on request within Delta
 
 
 class Member:
@@ -90,15 +64,15 @@ class Member:
         verifier: Verifier,
         draw: Callable[[int], int],
     ) -> None:
-        self.state = state
-        self.membership, self.ledger, self.behaviour = membership, ledger, behaviour
+        self.membership, self.behaviour = membership, behaviour
         self.desk = Desk(key, state.run, verifier)
+        self.chronicle = Chronicle(self.desk, state, ledger)
+        self.seats = Seats(self.desk, membership)
         self.blobs = Blobs()
         self.court = Court(self.desk, state.charter, state.genesis, behaviour, draw)
-        self.replay = Replay(self.desk, self._block_at, state.charter.custody_rounds, x_round)
+        self.court.stand_at(state)
+        self.replay = Replay(self.desk, self.chronicle.block, state.charter.custody_rounds, x_round)
         self.round: Round | None = None
-        self.open_certificates: dict[int, Round] = {}  # decided rounds whose q Finals are not here yet
-        self.addresses: dict[PeerId, tuple[str, ...]] = {}
         self.leaving = False
         self._post = Post(
             self.desk,
@@ -107,18 +81,15 @@ class Member:
             self.blobs,
             self._side_items,
         )
-        self._blocks: dict[int, Block] = {}  # the latest blocks; older ones are read from the ledger
         self._future: dict[PeerId, dict[bytes, Message]] = {}
-        self._admissions: dict[PeerId, tuple[Admission, int]] = {}
-        self._departures: dict[PeerId, int] = {}
         self._state_digests: dict[int, bytes] = {}
         self._connected: set[PeerId] = set()
-        self._answered: dict[PeerId, int] = {}
-        self._asked_us = 0
-        self._decided_us = 0
+        self._answers = Allowance(ANSWER_BYTES_MAX, state.charter.message_us)
+        self._refusals: dict[PeerId, int] = {}
         self._transfer_ms = 0
         self._halted = False
         self._snapshots: dict[int, dict[int, bytes]] = {}  # round -> decision -> the engine's, from before a restart
+        self._trusted_from_us = 0
 
     @property
     def me(self) -> PeerId:
@@ -126,9 +97,19 @@ class Member:
         return self.desk.me
 
     @property
+    def state(self) -> LedgerState:
+        """What follows from the decided blocks."""
+        return self.chronicle.state
+
+    @property
     def candidates(self) -> frozenset[PeerId]:
         """Peers without a seat that have asked for one lately: they may fetch what members may."""
-        return frozenset(peer for peer, (_, until) in self._admissions.items() if until >= self.state.round)
+        return self.seats.candidates(self.state.round)
+
+    @property
+    def addresses(self) -> dict[PeerId, tuple[str, ...]]:
+        """Where peers that asked for a seat say that they are reached."""
+        return self.seats.addresses
 
     # --- inputs ---
 
@@ -140,7 +121,9 @@ class Member:
         A round is open until its block is in the ledger, so two rounds can be.
         """
         self.desk.restore(signed)
-        self._decided_us = now
+        self.chronicle.decided_us = now
+        if signed or self.state.round:
+            self._trusted_from_us = now + 2 * self.state.charter.message_us
         for round, kind, data in journal:
             if kind == "body":
                 message = self.desk.verifier.open(data, self.state.run)
@@ -158,7 +141,7 @@ class Member:
         try:
             self._take_packet(sender, data, now)
         except RemoteProtocolError as error:
-            self.desk.event("refused", peer=sender.hex(), reason=error.reason)
+            self._refuse(sender, error)
             if not isinstance(error, StaleMessage | NotAMember):
                 self.desk.emit(Drop(sender, error.reason))
         return self._done(now)
@@ -168,7 +151,7 @@ class Member:
         if data is not None:
             if sender is not None and self.state.roster.seat(sender) is not None:
                 self.blobs.early(sender, hash, data)
-            elif sender is None:
+            elif sender is None and self.round is not None and self.round.exchange.awaits(hash):
                 self.blobs.keep(hash, data)
         if self.round is not None:
             self.round.blob(hash, now)
@@ -179,7 +162,7 @@ class Member:
     def connected(self, peer: PeerId, now: int) -> list[Effect]:
         """A peer is there (again): both sides say where they are and send the open decisions again."""
         self._connected.add(peer)
-        self._send_where(peer)
+        self.chronicle.tell(peer)
         if self.round is not None and self.state.roster.seat(peer) is not None:
             self.round.resend(peer, now)
         return self._done(now)
@@ -243,6 +226,7 @@ class Member:
         """Give the seat up in order."""
         self.leaving = True
         if self.state.roster.seat(self.me) is not None:
+            self.seats.leaves(self.me, self.state.round)
             self.desk.broadcast(
                 self.desk.sign(self.desk.statement(Leave(), prev=self.state.head, round=self.state.round))
             )
@@ -255,67 +239,92 @@ class Member:
         match packet:
             case Envelopes(envelopes):
                 for envelope in envelopes:
-                    self._take_message(self.desk.verifier.open(envelope, self.state.run), sender, now)
+                    self._take_envelope(envelope, sender, now)
             case Where():
-                self._on_where(sender, packet, now)
+                self.chronicle.answer(sender, packet, self.round, now)
             case Blocks(blocks):
-                self._on_blocks(blocks, now)
-            case ValueRequest():
-                target = self._round_of(packet.round)
-                if target is not None:
-                    target.answer_value(packet, sender)
-            case Value():
-                target = self._round_of(packet.round)
-                if target is not None:
-                    target.value(sender, packet, now)
-            case BodyRequest():
-                target = self._round_of(packet.round)
-                if target is not None:
-                    target.answer_bodies(packet.hashes, sender)
+                self._on_blocks(self.chronicle.take(blocks, now), now)
             case Refusal(reason):
                 self.desk.event("refusal", peer=sender.hex(), reason=reason)
             case Offer() | Founding():
                 pass  # the shell's business: it compares contracts and founds runs
+            case ValueRequest() | Value() | BodyRequest():
+                self._about_decision(packet, sender, now)
+
+    def _about_decision(self, packet: ValueRequest | Value | BodyRequest, sender: PeerId, now: int) -> None:
+        target = self._round_of(packet.round)
+        if target is None or self.state.roster.seat(sender) is None:
+            return
+        if isinstance(packet, Value):
+            target.value(sender, packet, now)
+            return
+        cost = PACKET_BYTES_MAX if isinstance(packet, ValueRequest) else target.statements.size(packet.hashes)
+        if not self._answers.spend(sender, cost, now):
+            self.desk.event("overdrawn", peer=sender.hex())
+        elif isinstance(packet, ValueRequest):
+            target.answer_value(packet, sender)
+        else:
+            target.statements.answer(packet.hashes, sender)
+
+    def _take_envelope(self, envelope: bytes, sender: PeerId, now: int) -> None:
+        """Take a statement; what its signer did wrong is no fault of who hands it on, and stops nothing else."""
+        message = self.desk.verifier.open(envelope, self.state.run)
+        try:
+            self._take_message(message, sender, now)
+        except RemoteProtocolError as error:
+            if message.sender == sender:
+                raise
+            self._refuse(message.sender, error)
 
     def _take_message(self, message: Message, sender: PeerId, now: int) -> None:
         body, of = message.body, message.statement.round
         if isinstance(body, Join):
-            self._on_join(message, body, sender)
+            self.seats.asked(message, body, sender, self.state)
             return
         if self.state.roster.seat(message.sender) is None:
             raise NotAMember(f"{message.statement.kind} of {message.sender.hex()[:8]}, which holds no seat")
-        if of + 2 < self.state.round or of > self.state.round + 2:
-            if of > self.state.round + 2:
-                self._ask_where(sender, now)
+        if of > self.state.round + ROUNDS_AHEAD_MAX:
+            self.chronicle.ask(sender, now)
+        if abs(of - self.state.round) > ROUNDS_AHEAD_MAX:
             raise StaleMessage(f"{message.statement.kind} of round {of} in round {self.state.round}")
-        fresh = self.desk.notice(message)
-        if isinstance(body, Charge):
-            self.court.charged(message, body, self.state.round)
+        if isinstance(body, Leave):
+            self.seats.leaves(message.sender, self.state.round)
+        elif isinstance(body, Charge):
+            self.court.charged(message, body)
+        elif of > self.state.round or (of == self.state.round and self.round is None):
+            self._await_round(message, sender, now)
         elif isinstance(body, Accusation):
-            self.court.accused(message, body)
-        elif isinstance(body, Leave):
-            self._departures[message.sender] = self.state.round + ASKED_ROUNDS
+            self.court.accused(message, body, self.round.roles.validators if self.round is not None else ())
         else:
-            self._to_round(message, fresh, sender, now)
+            self._to_round(message, sender, now)
 
-    def _to_round(self, message: Message, fresh: bool, sender: PeerId, now: int) -> None:
+    def _await_round(self, message: Message, sender: PeerId, now: int) -> None:
+        waiting = self._future.setdefault(message.sender, {})
+        if len(waiting) < FUTURE_MAX:
+            waiting[message.hash] = message
+        if message.statement.round > self.state.round:
+            self.chronicle.ask(sender, now)
+
+    def _to_round(self, message: Message, sender: PeerId, now: int) -> None:
         target = self._round_of(message.statement.round)
         if target is not None and message.statement.prev == target.state.head:
-            if fresh:
-                target.receive(message, now)
-            else:
-                target.equivocated(message, now)
-        elif message.statement.round >= self.state.round:
-            waiting = self._future.setdefault(message.sender, {})
-            if len(waiting) < FUTURE_MAX:
-                waiting[message.hash] = message
-            if message.statement.round > self.state.round:
-                self._ask_where(sender, now)
+            target.receive(message, now)
+        elif target is None and message.sender == sender:
+            head = message.statement.prev
+            self.chronicle.answer(sender, Where(message.statement.round, head), self.round, now)
 
     def _round_of(self, number: int) -> Round | None:
         if self.round is not None and self.round.round == number:
             return self.round
-        return self.open_certificates.get(number)
+        return self.chronicle.uncertified.get(number)
+
+    def _refuse(self, peer: PeerId, error: RemoteProtocolError) -> None:
+        """Log a refusal, a few of each peer in a round: a flood shall not fill the disk."""
+        count = self._refusals.get(peer, 0)
+        strangers_fit = len(self._refusals) < REFUSERS_MAX or peer in self._refusals
+        if count < REFUSALS_LOGGED_MAX and strangers_fit:
+            self._refusals[peer] = count + 1
+            self.desk.event("refused", peer=peer.hex(), reason=error.reason)
 
     # --- rounds ---
 
@@ -328,39 +337,40 @@ class Member:
         if self.me in self.state.roster.banned:
             self._halt("banned", done=False)
         elif self.state.round >= self.state.charter.rounds:
-            if self.replay.x_round == self.state.round and not self.open_certificates:
+            if self.replay.x_round == self.state.round and not self.chronicle.uncertified:
                 self._halt("finished", done=True)
         elif self.round is None and self._ready():
             self._open_round(now)
 
     def _ready(self) -> bool:
-        """Whether the next round can be opened: everything is replayed, or only the last step is still being applied."""
+        """Whether the next round can be opened: all is replayed, or only the last step is still being applied."""
         behind = self.state.round - self.replay.x_round
         due = self.state.round > 0 and self.state.round % self.state.charter.state_sync_every == 0
         return behind == 0 or (behind == 1 and not due and self.replay.applying == 1)
 
     def _open_round(self, now: int) -> None:
         number = self.state.round
-        self.round = Round(self.state, self._post, self._decided_us, self._snapshots.pop(number, {}))
-        self.court.charges = {k: c for k, c in self.court.charges.items() if self.state.roster.seat(c.accused)}
+        self.round = Round(
+            self.state, self._post, self.chronicle.decided_us, self._snapshots.pop(number, {}), self._trusted_from_us
+        )
         if self.me in self.round.roles.validators:
             self.court.audit(number)
-        self._ask_for_seat()
+        if not self.leaving:
+            self.seats.ask(self.state, self._post.chain.end)
         self.round.start(now)
         waiting, self._future = self._future, {}
         for message in (m for by_hash in waiting.values() for m in by_hash.values()):
-            if message.statement.round == number:
-                self._retry(message, now)
-            elif message.statement.round > number:
-                self._future.setdefault(message.sender, {})[message.hash] = message
+            if message.statement.round >= number:
+                self._again(message, now)
         self.desk.event("round", round=number, role=self._role(), members=len(self.state.roster.seats),
                         present=len(self.state.roster.present))  # fmt: skip
 
-    def _retry(self, message: Message, now: int) -> None:
+    def _again(self, message: Message, now: int) -> None:
+        """Take a statement that had come before its round."""
         try:
-            self._to_round(message, True, message.sender, now)
+            self._take_message(message, message.sender, now)
         except RemoteProtocolError as error:
-            self.desk.event("refused", peer=message.sender.hex(), reason=error.reason)
+            self._refuse(message.sender, error)
 
     def _role(self) -> str:
         assert self.round is not None
@@ -375,8 +385,8 @@ class Member:
             leaves=(),
             charges=self.court.listed_charges(roster),
             verdicts=self.court.listed_verdicts(roster, number),
-            admissions=tuple(a for a, until in self._admissions.values() if until >= number)[:LISTED_MAX],
-            departures=tuple(peer for peer, until in sorted(self._departures.items()) if until >= number)[:LISTED_MAX],
+            admissions=self.seats.admissions(number),
+            departures=self.seats.departures(number),
             state=(known,) if due and known is not None else (),
             compute_ms=0,
             transfer_ms=self._transfer_ms,
@@ -387,38 +397,35 @@ class Member:
         block = finished.block
         assert block is not None
         self.round = None
-        self.open_certificates[block.round] = finished
+        self.chronicle.uncertified[block.round] = finished
         self._transfer_ms = finished.transfer_ms
         contribution = finished.contribution
         assert contribution is not None
-        results = {entry.part: self._result_of(finished, entry.hash) for entry in block.results}
+        results = {entry.part: finished.result_of(entry) for entry in block.results}
         self.court.close_round(
             Record(finished.roles, finished.state.head, finished.state.seed_randomness, contribution, results, block)
         )
         due = (block.round + 1) % self.state.charter.state_sync_every == 0
         self.replay.step(Apply(block.round, finished.update(), block.step, due))
         finished.exchange.release()
-        self._advance(block, now)
+        self.chronicle.append(block, now)
+        self._appended(block)
         self._report(block, finished, now)
         self._settle(now)
 
-    def _result_of(self, finished: Round, hash: bytes) -> Message:
-        assert finished.contribution is not None
-        known = finished.results[finished.contribution.ctx].values()
-        return min(
-            (m for m in known if isinstance(m.body, Result) and m.body.hash == hash), key=lambda m: m.statement.attempt
-        )
-
-    def _advance(self, block: Block, now: int) -> None:
-        self.state = self.state.advance(block)
-        self._blocks[block.round] = block
-        self._blocks.pop(block.round - BLOCKS_KEPT, None)
-        self._decided_us = now
+    def _appended(self, block: Block) -> None:
+        """The ledger has a new block."""
         self.desk.forget(block.round - 1)
+        self.seats.forget(self.state)
+        self.court.stand_at(self.state)
+        self._refusals.clear()
+        self._snapshots.pop(block.round, None)
         for ban in block.bans:
             self.blobs.forget_sender(ban.peer)
             self.desk.event("banned", peer=ban.peer.hex(), round=block.round, deed=ban.deed, of_round=ban.round,
                             evidence=[hash.hex() for hash in ban.evidence])  # fmt: skip
+        for peer in block.departures:
+            self.blobs.forget_sender(peer)
         if block.state and self._state_digests.get(block.round, block.state[0].digest) != block.state[0].digest:
             self.desk.event("drift", round=block.round)
         self._state_digests = {r: d for r, d in self._state_digests.items() if r > block.round - 64}
@@ -432,141 +439,33 @@ class Member:
             seconds=finished.seconds(now),
         )  # fmt: skip
 
-    def _collect_certificates(self) -> None:
-        """Append decided blocks to the ledger, in order, once their q Finals are here."""
-        for number in sorted(self.open_certificates):
-            finished = self.open_certificates[number]
-            if finished.certificate is None:
-                return
-            assert finished.block is not None
-            self.desk.emit(AppendBlock(number, encode(finished.block), finished.certificate))
-            del self.open_certificates[number]
-
-    def _block_at(self, number: int) -> Block:
-        if number in self._blocks:
-            return self._blocks[number]
-        certified = self.ledger.read(number)
-        assert certified is not None, "the ledger holds every block before its head"
-        return open_block(certified.block)
-
     # --- where everybody is ---
 
-    def _send_where(self, to: PeerId | None) -> None:
-        self.desk.send(Where(self._certified_round, self._certified_head), to)
-
-    @property
-    def _certified_round(self) -> int:
-        return min(self.open_certificates, default=self.state.round)
-
-    @property
-    def _certified_head(self) -> bytes:
-        first = self.open_certificates.get(self._certified_round)
-        return self.state.head if first is None else first.state.head
-
     def _set_where(self, now: int) -> None:
-        self.desk.emit(SetTimer("where", now + 4 * self.state.charter.message_us))
+        """Members ask when nothing moves; who has no seat hears nothing by itself and asks all the time."""
+        deltas = 4 if self.state.roster.seat(self.me) is not None else 1
+        self.desk.emit(SetTimer("where", now + deltas * self.state.charter.message_us))
 
     def _on_where_timer(self, now: int) -> None:
-        """When nothing moved for a while, something may have been lost: ask."""
-        if now - self._decided_us >= 4 * self.state.charter.message_us or self.open_certificates:
-            self._send_where(None)
+        if self.chronicle.quiet(now) or self.state.roster.seat(self.me) is None:
+            self.chronicle.tell(None)
         self._settle(now)
         self._set_where(now)
 
-    def _ask_where(self, peer: PeerId, now: int) -> None:
-        if now - self._asked_us >= self.state.charter.message_us:
-            self._asked_us = now
-            self._send_where(peer)
-
-    def _on_where(self, sender: PeerId, packet: Where, now: int) -> None:
-        if packet.round > self.state.round:
-            self._ask_where(sender, now)
-            return
-        if now - self._answered.get(sender, -(10**12)) < self.state.charter.message_us // 2:
-            return
-        self._answered[sender] = now
-        blocks = self._blocks_from(packet.round)
-        if blocks:
-            self.desk.send(Blocks(tuple(blocks)), sender)
-        elif packet.round + 1 >= self.state.round and self.state.roster.seat(sender) is not None:
-            for target in (*self.open_certificates.values(), *([self.round] if self.round else [])):
-                target.resend(sender, now)
-
-    def _blocks_from(self, first: int) -> list[CertifiedBlock]:
-        blocks: list[CertifiedBlock] = []
-        size = 0
-        while len(blocks) < BLOCKS_MAX:
-            certified = self.ledger.read(first + len(blocks))
-            if certified is None:
-                break
-            size += len(certified.block) + sum(len(final) + 8 for final in certified.certificate) + 64
-            if blocks and size > PACKET_BYTES_MAX - 1024:
-                break
-            blocks.append(certified)
-        return blocks
-
-    def _on_blocks(self, blocks: tuple[CertifiedBlock, ...], now: int) -> None:
-        """Certified blocks of a peer that is ahead: verify, append, replay."""
-        moved = False
-        for certified in blocks:
-            block = open_block(certified.block)
-            if block.round in self.open_certificates:
-                self._certify_late(block, certified)
-            elif block.round == self.state.round and not self.open_certificates:
-                check_certificate(block, certified.certificate, self.state, self.desk.verifier)
-                self._abandon_round()
-                self._advance(block, now)
-                self.desk.emit(AppendBlock(block.round, certified.block, certified.certificate))
-                moved = True
-        if moved:
+    def _on_blocks(self, fresh: list[Block], now: int) -> None:
+        """Certified blocks were appended: replay them."""
+        for block in fresh:
+            self._appended(block)
+        if fresh:
+            self._abandon_round()
             self.desk.event("caught_up", round=self.state.round)
-            self._send_where(None)
+            self.chronicle.tell(None)
         self._settle(now)
-
-    def _certify_late(self, block: Block, certified: CertifiedBlock) -> None:
-        open_round = self.open_certificates[block.round]
-        if open_round.block is not None and open_round.block.hash == block.hash and open_round.certificate is None:
-            check_certificate(block, certified.certificate, open_round.state, self.desk.verifier)
-            open_round.certificate = certified.certificate
 
     def _abandon_round(self) -> None:
         if self.round is not None:
             self.round.exchange.release()
             self.round = None
-
-    # --- seats ---
-
-    def _ask_for_seat(self) -> None:
-        """An absent member asks for its seat back once it may, a newcomer for one."""
-        seat = self.state.roster.seat(self.me)
-        if self.leaving or self.me in self.state.roster.banned:
-            return
-        if seat is None or (seat.absent and self.state.round + 1 >= seat.returns_at):
-            body = Join(
-                self.membership.contract, self._post.chain.end, self.membership.x0, self.membership.probe_norm,
-                self.membership.addresses,
-            )  # fmt: skip
-            self.desk.broadcast(self.desk.sign(self.desk.statement(body, prev=self.state.head, round=self.state.round)))
-            self._admissions[self.me] = (Admission(self.me, self._post.chain.end), self.state.round + ASKED_ROUNDS)
-
-    def _on_join(self, message: Message, body: Join, sender: PeerId) -> None:
-        peer, roster = message.sender, self.state.roster
-        if peer in roster.banned:
-            self.desk.send(Refusal("this identity was banned from the run"), sender)
-            return
-        seat = roster.seat(peer)
-        if body.contract != self.membership.contract or body.x0 != self.membership.x0:
-            self.desk.send(Refusal("another contract: compare run.yaml, data and versions"), sender)
-            return
-        if seat is None and not self.state.charter.admits(peer):
-            self.desk.send(Refusal("the run admits only the peers on its list"), sender)
-            return
-        if len(self._admissions) > 4 * LISTED_MAX:
-            raise InconsistentMessage("too many requests for seats")
-        if body.addresses:
-            self.addresses[peer] = body.addresses
-        if seat is None or seat.absent:
-            self._admissions[peer] = (Admission(peer, body.chain_end), self.state.round + ASKED_ROUNDS)
 
     # --- after every input ---
 
@@ -585,11 +484,11 @@ class Member:
         conflicts, self.desk.conflicts = self.desk.conflicts, []
         for one, other in conflicts:
             self.court.charge("equivocation", one.sender, one.statement.round, [one, other], [])
-        self._collect_certificates()
+        self.chronicle.certify()
         if self.round is not None and self.round.block is not None:
             self._conclude(self.round, now)
             return True
-        if self.state.round >= self.state.charter.rounds and not self.open_certificates and not self._halted:
+        if self.state.round >= self.state.charter.rounds and not self.chronicle.uncertified and not self._halted:
             self._settle(now)
         return bool(self.desk.conflicts)
 

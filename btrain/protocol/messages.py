@@ -1,8 +1,8 @@
 """What members sign: one statement per slot, and the bodies of each kind.
 
-A statement names its slot (run, group, prev, round, attempt, kind, index), its sender and `ctx`, the hash of the inputs it was
-derived from. Its signature covers a domain tag and the canonical bytes. A received message is verified before it is read:
-length, signature, canonical form, types, bounds, run, in this order, each with its own error.
+A statement names its slot (run, group, prev, round, attempt, kind, index), its sender and `ctx`, the hash of the inputs
+it was derived from. Its signature covers a domain tag and the canonical bytes. A received message is verified before it
+is read: length, types, bounds, canonical form, signature, run, each with its own error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from btrain.protocol.agreement_messages import Final, Lock, Proposal, Quit, Vote
 from btrain.protocol.encoding import MEMBERS_MAX, U16, U32, Hash, PeerId, Record, Signature, decode, digest, encode
 from btrain.protocol.errors import ForeignMessage, WrongSignature
 
-PROTOCOL_VERSION = 1
 DOMAIN = b"btrain/statement/v1\0"
 PARTS_MAX = MEMBERS_MAX
 LISTED_MAX = 64  # charges, verdicts, admissions in one Commit

@@ -1,7 +1,7 @@
 """The public randomness of a run: hash chains, r[t], and everything that is drawn from it.
 
-Every member publishes the end of a hash chain when it gets its seat and opens one link a round, so r[t] is fixed before it is
-known and nobody can change it but by losing the seat.
+Every member publishes the end of a hash chain when it gets its seat and opens one link a round, so r[t] is fixed before
+it is known and nobody can change it but by losing the seat.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from btrain.protocol.roster import Roster
 
 @dataclass(frozen=True)
 class PartLayout:
-    """The flat gradient of `numel` values cut at multiples of the codec's block, so that no block straddles two parts."""
+    """The flat gradient of `numel` values cut at multiples of the codec's block: no block straddles two parts."""
 
     numel: int
     parts: int

@@ -1,6 +1,6 @@
 """One round at one member: commit, reduce, reveal, certify, as three decisions of the agreement engine in a row.
 
-The round owns the statements of its decisions; `Exchange` owns the bytes. What happens before and after it (catching up, audits,
+`Statements` owns what was signed, `Exchange` the bytes. What happens before and after a round (catching up, audits,
 charges, joining) is the member's business. Inputs return nothing: what is to be done lies on the desk, in order.
 """
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from btrain.protocol import agreement_interface as engine_effects
 from btrain.protocol.agreement import Agreement
 from btrain.protocol.agreement_interface import Electorate, Timing
-from btrain.protocol.agreement_messages import VOID, Final, Items, Lock, Payload, Proposal, Quit, Vote
+from btrain.protocol.agreement_messages import VOID, Items, Payload, Proposal
+from btrain.protocol.agreement_state import ATTEMPTS_AHEAD_MAX
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blobs import Blobs
 from btrain.protocol.contribution import contribution_of, item_key
@@ -22,19 +23,18 @@ from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS, RULES, Resul
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import CancelTimer, Compute, Journal, SetTimer, Work
 from btrain.protocol.encoding import ZERO, PeerId, digest
-from btrain.protocol.errors import InconsistentMessage, NotAMember, RemoteProtocolError
+from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.exchange import Exchange, with_leaves
 from btrain.protocol.ledger import Block, Contribution, LedgerState, ResultEntry, build_block
 from btrain.protocol.messages import Commit, Message, Missing, Result, Reveal, Statement
-from btrain.protocol.packets import BodyRequest, Envelopes, Value, ValueRequest
+from btrain.protocol.packets import Value, ValueRequest
 from btrain.protocol.randomness import HashChain, batch_seed
 from btrain.protocol.reduction import ReducedPart, encode_gradient
+from btrain.protocol.statements import EnginePayload, Statements
 
 NO_HISTORY_US = 120_000_000  # deadlines that follow the members' reports, before there are any
-ENVELOPES_PER_PACKET = 12
-PACKET_ENVELOPE_BYTES = 48 * 1024
-
-EnginePayload = Vote | Quit | Lock | Proposal | Final
+NO_HISTORY_RETRY_US = 10_000_000  # what a further attempt of `results` then waits for bytes
+BLOCKS_REMEMBERED = 32  # blocks of different sets of links, built and kept
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Clock:
     delta_us: int
     compute_us: int
     transfer_us: int
+    retry_us: int = 0  # for the bytes of one more attempt of `results`
 
     @classmethod
     def of(cls, state: LedgerState) -> Clock:
@@ -58,12 +59,14 @@ class Clock:
             return max(delta, 3000 * reported_ms) if reported_ms else NO_HISTORY_US
 
         compute_us = automatic(charter.compute_us, state.compute_ms)
-        return cls(delta, compute_us, automatic(charter.transfer_us, state.transfer_ms))
+        transfer_us = automatic(charter.transfer_us, state.transfer_ms)
+        known = charter.transfer_us is not None or state.transfer_ms > 0
+        return cls(delta, compute_us, transfer_us, transfer_us if known else NO_HISTORY_RETRY_US)
 
     def timing(self, decision: int) -> Timing:
         """Deadlines of a decision; those of `contributors` and `results` leave time for computing and for bytes."""
         slack = (self.compute_us + self.transfer_us, self.transfer_us, 0)[decision]
-        delta = self.delta_us + (self.transfer_us if decision == RESULTS else 0)
+        delta = self.delta_us + (self.retry_us if decision == RESULTS else 0)
         return Timing(delta, 3 * self.delta_us + slack, 7 * delta)
 
 
@@ -81,17 +84,17 @@ class Post:
 class Round:
     """Round t at this member."""
 
-    def __init__(self, state: LedgerState, post: Post, started_us: int, snapshots: Mapping[int, bytes]) -> None:
+    def __init__(
+        self, state: LedgerState, post: Post, started_us: int, snapshots: Mapping[int, bytes], trusted_from_us: int = 0
+    ) -> None:
         self.state, self.round, self.roster = state, state.round, state.roster
+        self.trusted_from_us = trusted_from_us  # what was sent before this process began to listen is here by then
         self.desk, self.chain, self.behaviour = post.desk, post.chain, post.behaviour
         self.side_items, self.started_us, self.snapshots = post.side_items, started_us, snapshots
         self.roles = state.roles()
         self.clock = Clock.of(state)
         self.exchange = Exchange(self.roles, state.charter.rule, post.desk, post.blobs)
-        self.bodies: dict[bytes, Message] = {}  # statements of the decisions, by hash
-        self.commits: dict[PeerId, Message] = {}
-        self.results: dict[bytes, dict[str, Message]] = {}  # ctx -> item key -> Result
-        self.links: dict[PeerId, Message] = {}
+        self.statements = Statements(state, self.roles, post.desk)
         self.engines: list[Agreement | None] = [None, None, None]
         self.contribution: Contribution | None = None
         self.decided_results: tuple[ResultEntry, ...] = ()
@@ -102,10 +105,9 @@ class Round:
         self.compute_ms = self.transfer_ms = 0
         self._decided: list[Items | None] = [None, None, None]
         self._early: list[dict[bytes, Message]] = [{}, {}, {}]
-        self._values: dict[bytes, Items] = {}  # digest -> items, of what was asked for
+        self._guessed = False  # the own part is reduced over all before the decision says so
         self._journaled: set[bytes] = set()
         self._blocks: dict[tuple[tuple[str, bytes], ...], Block] = {}
-        self._opens: dict[tuple[PeerId, bytes], bool] = {}
         self._committed_us = self._contributors_at_us = self._results_at_us = started_us
 
     @property
@@ -123,14 +125,14 @@ class Round:
         earlier = self.desk.signed_before(self._commit_statement([]))
         if earlier is not None:
             self._send_commit(earlier, now)
+            self._set_timer("parts", now + self.clock.delta_us)
         elif self.me in self.roles.workers:
             seed = batch_seed(self.state.run, self.state.seed_randomness, self.me, self.round)
             self.desk.emit(Compute(self.round, seed))
         else:
             self._commit([], now)
-        if self._own_part is not None:
-            due = self.started_us + self.clock.compute_us + self.clock.transfer_us
-            self._set_timer("parts", due)
+        if self._own_part is not None and earlier is None:
+            self._set_timer("parts", self.started_us + self.clock.compute_us + self.clock.transfer_us)
 
     def computed(self, gradient: Tensor | None, seconds: float, now: int) -> None:
         """This peer's gradient, float32 [d]; None if it could not be computed."""
@@ -168,14 +170,16 @@ class Round:
         self._committed_us = now
         self.behaviour.broadcast(self.desk, message, self)
         self.exchange.scatter(message)
-        self._take_commit(message, now)
+        self.statements.keep(message)
+        self._take(message, now)
 
     def work_done(self, token: str, result: object, now: int) -> None:
         """The result of a job of this round; `token` without the round's prefix."""
-        if token == "encode" and self.me not in self.commits:
+        job, _, rest = token.partition(":")
+        if job == "encode" and self.me not in self.statements.commits:
             self._commit(result, now)  # type: ignore[arg-type]
-        elif token.startswith("reduce:") and isinstance(result, ReducedPart):
-            _, part, attempt, ctx = token.split(":")
+        elif job == "reduce" and isinstance(result, ReducedPart):
+            part, attempt, ctx = rest.split(":")
             self._publish(int(part), int(attempt), bytes.fromhex(ctx), result, now)
 
     # --- statements of others ---
@@ -186,84 +190,67 @@ class Round:
         Raises:
             RemoteProtocolError: why the statement is refused.
         """
+        self.statements.check_slot(message)
         body = message.body
-        if isinstance(body, Commit):
-            self._on_commit(message, body, now)
-        elif isinstance(body, Missing):
-            self._on_missing(message, body, now)
-        elif isinstance(body, Result):
-            self._on_result(message, body, now)
-        elif isinstance(body, Reveal):
-            self._on_reveal(message, body, now)
-        elif isinstance(body, Vote | Quit | Lock | Proposal | Final):
+        if isinstance(body, EnginePayload) and message.statement.attempt > self.attempts_noticed:
+            return  # Quits lead there, and bring them again
+        if isinstance(body, Result):
+            decided = None if self.contribution is None else self.contribution.ctx
+            notice = self.statements.notice_result(message, decided)
+        else:
+            notice = self.desk.notice(message)
+        self.statements.check_body(message)
+        if notice == "ignored":
+            return
+        if isinstance(body, EnginePayload):
             self._on_engine(message, body, now)
+        elif notice == "second":
+            self._on_second(message, now)
+        else:
+            self.statements.keep(message)
+            self._take(message, now)
 
-    def _on_commit(self, message: Message, body: Commit, now: int) -> None:
-        sender = message.sender
-        if sender not in self.roles.present:
-            raise NotAMember(f"commit of {sender.hex()[:8]}, which has no present seat in round {self.round}")
-        legal = {0, self.roles.layout.parts} if sender in self.roles.workers else {0}
-        if len(body.leaves) not in legal:
-            raise InconsistentMessage(f"commit with {len(body.leaves)} leaves, expected one of {sorted(legal)}")
-        self._take_commit(message, now)
+    @property
+    def attempts_noticed(self) -> int:
+        """The last attempt of which anything is kept: a signer has a bounded number of slots."""
+        return max(0 if engine is None else engine.attempt for engine in self.engines) + ATTEMPTS_AHEAD_MAX
 
-    def _take_commit(self, message: Message, now: int) -> None:
-        self.bodies[message.hash] = message
-        self.commits.setdefault(message.sender, message)
-        self._hold(CONTRIBUTORS, item_key(message), message.hash, now)
-        self._check_parts(now)
-        self._check_decided(now)
-
-    def _on_missing(self, message: Message, body: Missing, now: int) -> None:
-        if self.roles.owned(message.sender) is None or body.worker not in self.roles.workers:
-            raise NotAMember(f"complaint of {message.sender.hex()[:8]}, which aggregates nothing in round {self.round}")
-        self.bodies[message.hash] = message
-        self._hold(CONTRIBUTORS, item_key(message), message.hash, now)
-        self._check_decided(now)
-
-    def _on_result(self, message: Message, body: Result, now: int) -> None:
-        if body.part >= self.roles.layout.parts or message.statement.index != body.part:
-            raise InconsistentMessage(f"result of part {body.part}, there are {self.roles.layout.parts}")
-        if message.sender not in self.roles.owners or message.statement.attempt > self.roster.faulty_max + 2:
-            raise NotAMember(f"result of {message.sender.hex()[:8]}, which aggregates nothing in round {self.round}")
-        ctx = message.statement.ctx
-        if ctx not in self.results and len(self.results) > 2 * len(self.roster.seats):
-            raise InconsistentMessage("results for too many different sets of contributors")
-        self.results.setdefault(ctx, {})[result_key(message)] = message
-        self.bodies[message.hash] = message
-        self._check_results(now)
-        self._check_decided(now)
-
-    def _on_reveal(self, message: Message, body: Reveal, now: int) -> None:
-        if not self.opens(message.sender, body.link):
-            raise InconsistentMessage(f"link of {message.sender.hex()[:8]} is not on its chain")
-        self.links[message.sender] = message
-        if message.sender in self.expected_links:
+    def _take(self, message: Message, now: int) -> None:
+        """Act on a statement that was kept."""
+        body = message.body
+        if isinstance(body, Commit | Missing):
+            self._hold(CONTRIBUTORS, item_key(message), message.hash, now)
+        elif isinstance(body, Reveal) and message.sender in self.expected_links:
             self._hold(BLOCK, link_key(message.sender), body.link, now)
+        if isinstance(body, Commit):
+            self._check_parts(now)
+        elif isinstance(body, Result):
+            self._check_results(now)
+        self._check_decided(now)
+
+    def _on_second(self, message: Message, now: int) -> None:
+        """Two statements for a slot are known: it counts as empty, but a decision may name either."""
+        self.statements.keep(message)
+        if isinstance(message.body, Result):
+            self._check_results(now)
+            return
+        if isinstance(message.body, Reveal):
+            self._take(message, now)  # the chain has one link for a round: the other statement was refused
+            return
+        engine = self.engines[CONTRIBUTORS]
+        if engine is not None:
+            self._drive(CONTRIBUTORS, engine.equivocated(item_key(message), now), now)
+        self._check_decided(now)
 
     def _on_engine(self, message: Message, body: EnginePayload, now: int) -> None:
         index = message.statement.index
-        if message.sender not in self.roster.members or index > BLOCK:
-            raise NotAMember(f"{message.statement.kind} of {message.sender.hex()[:8]}, which holds no seat")
-        if message.statement.attempt != getattr(body, "attempt", 0):
-            raise InconsistentMessage(f"{message.statement.kind} whose slot names another attempt")
         engine = self.engines[index]
         if engine is None:
-            if message.statement.attempt <= self.roster.faulty_max + 2:
-                self._early[index][message.hash] = message
+            self._early[index][message.hash] = message  # two of each slot at most: others are ignored
             return
-        if isinstance(body, Proposal) and index != BLOCK:
-            self._ask_bodies([hash for _, hash in body.items], message.sender)
         self._drive(index, engine.receive(message.sender, body, message.data, now), now)
-
-    def equivocated(self, message: Message, now: int) -> None:
-        """A second statement for a slot is known: the slot counts as empty."""
-        self.bodies[message.hash] = message
-        engine = self.engines[CONTRIBUTORS]
-        if isinstance(message.body, Commit | Missing) and engine is not None:
-            self._drive(CONTRIBUTORS, engine.equivocated(item_key(message), now), now)
-        elif isinstance(message.body, Vote | Quit | Lock | Proposal | Final):
-            self._on_engine(message, message.body, now)
+        if isinstance(body, Proposal) and index != BLOCK:
+            self.statements.ask([hash for _, hash in body.items], message.sender)
 
     def blob(self, hash: bytes, now: int) -> None:
         """Bytes have come for a hash, or nobody asked had them."""
@@ -274,7 +261,7 @@ class Round:
     def timer(self, name: str, now: int) -> None:
         """A timer of this round; `name` without the round's prefix."""
         if name == "parts" and self.contribution is None and self._own_part is not None:
-            self.exchange.pull(self._own_part, self.commits, with_leaves(self.commits))
+            self.exchange.pull(self._own_part, self.statements.commits, with_leaves(self.statements.commits))
             self._set_timer("missing", now + self.clock.delta_us)
         elif name == "missing" and self.contribution is None:
             self._complain(now)
@@ -296,19 +283,27 @@ class Round:
 
     def holds_own_parts(self) -> bool:
         """Whether this member, if it aggregates, has its part of every committed gradient: only then does it vote."""
-        part = self._own_part
-        return part is None or not self.exchange.lacking(part, self.commits, with_leaves(self.commits))
+        return not self._lacking()
+
+    def _lacking(self) -> list[PeerId]:
+        """Workers whose bytes of the own part are not here."""
+        part, commits = self._own_part, self.statements.commits
+        return [] if part is None else self.exchange.lacking(part, commits, with_leaves(commits))
 
     def _check_parts(self, now: int) -> None:
         """Reduce as soon as every input is here, and let the engine know."""
         part, engine = self._own_part, self.engines[CONTRIBUTORS]
         if self.contribution is None and engine is not None:
-            if part is not None and set(self.commits) == set(self.roles.present) and self.holds_own_parts():
-                contribution, items = contribution_of(self.commits.values())
+            if part is not None and not self._guessed and self._all_here():
+                self._guessed = True
+                contribution, items = contribution_of(self.statements.commits.values())
                 ctx = RULES[CONTRIBUTORS](self).digest(items)
                 self.exchange.reduce(part, 0, Contribution(ctx, contribution.commits, (), contribution.workers))
             self._drive(CONTRIBUTORS, engine.recheck(now), now)
         self._reduce_decided()
+
+    def _all_here(self) -> bool:
+        return len(self.statements.commits) == len(self.roles.present) and self.holds_own_parts()
 
     def _reduce_decided(self) -> None:
         """Reduce the parts that fall to this member in the current attempt of `results`."""
@@ -327,8 +322,8 @@ class Round:
 
     def _has_result(self, part: int) -> bool:
         assert self.contribution is not None
-        known = self.results.get(self.contribution.ctx, {}).values()
-        return any(m.body.part == part and m.body.hash in self.exchange.opened for m in known)  # type: ignore[union-attr]
+        known = self.statements.results.get(self.contribution.ctx, {}).values()
+        return any(m.statement.index == part and self.exchange.has_opened(m) for m in known)
 
     def _publish(self, part: int, attempt: int, ctx: bytes, reduced: ReducedPart, now: int) -> None:
         reduced = self.behaviour.reduced(reduced, part, self)
@@ -337,16 +332,16 @@ class Round:
             self.desk.statement(body, prev=self.state.head, round=self.round, attempt=attempt, index=part, ctx=ctx)
         )
         self.behaviour.broadcast(self.desk, message, self)
-        self._on_result(message, body, now)
+        self.statements.keep(message)
+        self._take(message, now)
 
     def _complain(self, now: int) -> None:
-        part = self._own_part
-        lacking = [] if part is None else self.exchange.lacking(part, self.commits, with_leaves(self.commits))
+        lacking = [worker for worker in self._lacking() if worker != self.me]
         if lacking:
             message = self.desk.sign(self.desk.statement(Missing(lacking[0]), prev=self.state.head, round=self.round))
             self.behaviour.broadcast(self.desk, message, self)
-            self.bodies[message.hash] = message
-            self._hold(CONTRIBUTORS, item_key(message), message.hash, now)
+            self.statements.keep(message)
+            self._take(message, now)
 
     def _check_results(self, now: int) -> None:
         """Open the bytes that have come and put the results of the decided contributors before the engine."""
@@ -363,12 +358,24 @@ class Round:
     def _rightful_results(self) -> Iterable[tuple[str, Message]]:
         """Results over the decided contributors by the member whose turn it was."""
         assert self.contribution is not None
-        for key, message in self.results.get(self.contribution.ctx, {}).items():
-            turn = self.roles.aggregator(
-                message.statement.index, message.statement.attempt, self.contribution.complaining
-            )
-            if turn == message.sender:
-                yield key, message
+        for message in self.statements.results.get(self.contribution.ctx, {}).values():
+            if self.rightful(message):
+                yield result_key(message), message
+
+    def rightful(self, result: Message) -> bool:
+        """Whether a Result is over the decided contributors and by the member whose turn it was."""
+        s, contribution = result.statement, self.contribution
+        if contribution is None or s.ctx != contribution.ctx:
+            return False
+        return self.roles.aggregator(s.index, s.attempt, contribution.complaining) == result.sender
+
+    def result_of(self, entry: ResultEntry) -> Message:
+        """The statement behind a decided result."""
+        assert self.contribution is not None
+        known = self.statements.results[self.contribution.ctx].values()
+        place = (entry.part, entry.attempt, entry.aggregator)
+        return next(m for m in known if (m.statement.index, m.statement.attempt, m.sender) == place
+                    and isinstance(m.body, Result) and m.body.hash == entry.hash)  # fmt: skip
 
     def _fetch_results(self, now: int) -> None:
         """Ask for result bytes that have not come: the aggregator first, then everybody who may have them."""
@@ -407,7 +414,7 @@ class Round:
         early, self._early[index] = self._early[index], {}
         for message in (*self._signed_before(index), *early.values()):
             self._give(engine, message, now)
-        self._drive(index, engine.start(now), now)
+        self._drive(index, engine.start(now, self.trusted_from_us), now)
 
     def _signed_before(self, index: int) -> list[Message]:
         """What this member signed in the decision before a restart."""
@@ -432,14 +439,11 @@ class Round:
                 case engine_effects.Sign(payload):
                     self._sign(index, payload, now)
                 case engine_effects.Forward(envelopes, to):
-                    self._send_envelopes(envelopes, to)
+                    self.statements.send(envelopes, to)
                 case engine_effects.PushBodies(keys, to):
-                    self._push_bodies(index, keys, to)
-                case engine_effects.PushValue(items, to):
-                    self.desk.send(Value(self.round, index, tuple(sorted(items.items()))), to)
-                case engine_effects.NeedValue(digest, holders):
-                    for holder in holders:
-                        self.desk.send(ValueRequest(self.round, index, digest), holder)
+                    self.statements.push(index, keys, to)
+                case engine_effects.PushValue() | engine_effects.NeedValue():
+                    self._exchange_values(index, effect)
                 case engine_effects.Persist(snapshot):
                     self._persist(index, snapshot)
                 case engine_effects.SetTimer(name, at_us):
@@ -455,7 +459,16 @@ class Round:
                     if index == BLOCK:
                         self.certificate = envelopes
 
+    def _exchange_values(self, index: int, effect: engine_effects.PushValue | engine_effects.NeedValue) -> None:
+        if isinstance(effect, engine_effects.PushValue):
+            self.desk.send(Value(self.round, index, tuple(sorted(effect.items.items()))), effect.to)
+            return
+        for holder in effect.holders:
+            self.desk.send(ValueRequest(self.round, index, effect.digest), holder)
+
     def _sign(self, index: int, payload: Payload, now: int) -> None:
+        if self.roster.seat(self.me) is None:
+            return  # who has no seat follows and is silent
         attempt = getattr(payload, "attempt", 0)
         statement = self.desk.statement(
             payload, prev=self.state.head, round=self.round, attempt=attempt, index=index, ctx=RULES[index](self).ctx
@@ -468,7 +481,7 @@ class Round:
 
     def _persist(self, index: int, snapshot: bytes) -> None:
         """The engine's state, and the bodies that it holds: after a restart of everybody nothing honest is lost."""
-        for hash, message in self.bodies.items():
+        for hash, message in self.statements.bodies.items():
             if hash not in self._journaled:
                 self._journaled.add(hash)
                 self.desk.emit(Journal("body", self.round, message.data))
@@ -479,19 +492,20 @@ class Round:
 
     def _check_decided(self, now: int) -> None:
         """Act on a decision once the bodies of its items are here; ask for those that are not."""
-        if self.contribution is None and self._decided[CONTRIBUTORS] is not None:
-            self._on_contributors(self._decided[CONTRIBUTORS], now)
-        elif self._decided[RESULTS] is not None and self.engines[BLOCK] is None:
-            self._on_results(self._decided[RESULTS], now)
-        elif self._decided[BLOCK] is not None and self.block is None:
-            self.block = self.block_of(self._decided[BLOCK])
+        contributors, results, links = self._decided
+        if self.contribution is None and contributors is not None:
+            self._on_contributors(contributors, now)
+        elif results is not None and self.engines[BLOCK] is None:
+            self._on_results(results, now)
+        elif links is not None and self.block is None:
+            self.block = self.block_of(links)
 
     def _on_contributors(self, items: Items, now: int) -> None:
         ctx = RULES[CONTRIBUTORS](self).digest(items)
         if items == VOID:
             self.contribution = Contribution(ctx, {}, (), (), void=True)
         else:
-            bodies = self.bodies_of(items)
+            bodies = self.statements.bodies_of(items)
             if bodies is None:
                 self._await_bodies(items, now)
                 return
@@ -516,11 +530,13 @@ class Round:
                 self._await_bodies(items, now)
                 return
             self.decided_results = tuple(entries)
-        self.transfer_ms = max(1, (now - self._contributors_at_us) // 1000)
+        engine = self.engines[RESULTS]
+        if engine is not None and engine.attempt == 0:  # what a fault delayed is no measure of the network
+            self.transfer_ms = max(1, (now - self._contributors_at_us) // 1000)
         self._begin_block(rules.digest(items), now)
 
     def _await_bodies(self, items: Items, now: int) -> None:
-        self._ask_bodies(list(items.values()), None)
+        self.statements.ask(items.values(), None)
         self._set_timer("bodies", now + self.clock.delta_us)
 
     def _begin_block(self, results_digest: bytes, now: int) -> None:
@@ -532,9 +548,9 @@ class Round:
             link = Reveal(self.chain.link(self.round))
             message = self.desk.sign(self.desk.statement(link, prev=self.state.head, round=self.round))
             self.behaviour.broadcast(self.desk, message, self)
-            self.links[self.me] = message
-        for peer in sorted(set(self.links) & self.expected_links):
-            link_body = self.links[peer].body
+            self.statements.links[self.me] = message
+        for peer in sorted(set(self.statements.links) & self.expected_links):
+            link_body = self.statements.links[peer].body
             assert isinstance(link_body, Reveal)
             self._hold(BLOCK, link_key(peer), link_body.link, now)
 
@@ -548,58 +564,15 @@ class Round:
         assert self.contribution is not None
         key = tuple(sorted(items.items()))
         if key not in self._blocks:
+            if len(self._blocks) >= BLOCKS_REMEMBERED:
+                self._blocks.clear()
             links = links_of(items) or {}
             self._blocks[key] = build_block(
                 self.state, self.contribution, self.decided_results, self.results_void, links
             )
         return self._blocks[key]
 
-    def opens(self, peer: PeerId, link: bytes) -> bool:
-        """Whether the link is the one of this round on the peer's chain."""
-        if (peer, link) not in self._opens:
-            self._opens[peer, link] = self.roster.opens(peer, link, self.round)
-        return self._opens[peer, link]
-
-    # --- bodies and values ---
-
-    def bodies_of(self, items: Items) -> list[Message] | None:
-        """The statements of the items in key order; None if one is not here."""
-        found = [self.bodies.get(items[key]) for key in sorted(items)]
-        return None if None in found else found  # type: ignore[return-value]
-
-    def _ask_bodies(self, hashes: list[bytes], holder: PeerId | None) -> None:
-        unknown = tuple(hash for hash in hashes if hash not in self.bodies and hash != ZERO)
-        if unknown:
-            self.desk.send(BodyRequest(self.round, unknown), holder)
-
-    def _push_bodies(self, index: int, keys: Iterable[str], to: PeerId | None) -> None:
-        engine = self.engines[index]
-        assert engine is not None
-        if index == BLOCK:
-            wanted = {bytes.fromhex(key.removeprefix("link:")) for key in keys if key.startswith("link:")}
-            messages = [self.links[peer] for peer in sorted(wanted & set(self.links))]
-        else:
-            kinds = set(keys)
-            by_key = item_key if index == CONTRIBUTORS else result_key
-            kind = Commit | Missing if index == CONTRIBUTORS else Result
-            messages = [m for m in self.bodies.values() if isinstance(m.body, kind) and by_key(m) in kinds]
-        self._send_envelopes([message.data for message in messages], to)
-
-    def _send_envelopes(self, envelopes: Iterable[bytes], to: PeerId | None) -> None:
-        packet: list[bytes] = []
-        for data in envelopes:
-            if packet and (
-                len(packet) == ENVELOPES_PER_PACKET or sum(map(len, packet)) + len(data) > PACKET_ENVELOPE_BYTES
-            ):
-                self.desk.send(Envelopes(tuple(packet)), to)
-                packet = []
-            packet.append(data)
-        if packet:
-            self.desk.send(Envelopes(tuple(packet)), to)
-
-    def answer_bodies(self, hashes: Iterable[bytes], to: PeerId) -> None:
-        """Hand on the statements that a peer lacks."""
-        self._send_envelopes([self.bodies[hash].data for hash in hashes if hash in self.bodies], to)
+    # --- values ---
 
     def answer_value(self, request: ValueRequest, to: PeerId) -> None:
         """Tell which items stand behind a digest, if known."""
@@ -616,7 +589,7 @@ class Round:
 
     def resend(self, to: PeerId, now: int) -> None:
         """Everything of the open decisions, to a peer that may have missed it."""
-        self._send_envelopes([m.data for m in (*self.bodies.values(), *self.links.values())], to)
+        self.statements.push_all(to)
         for index, engine in enumerate(self.engines):
             if engine is not None:
                 self._drive(index, engine.resend(to, now), now)

@@ -10,7 +10,7 @@ from btrain.protocol.packets import CertifiedBlock
 
 @dataclass
 class Disk:
-    """Durable state of one peer. The heap's crashes never lose a write: every write is fsynced before the next effect."""
+    """Durable state of one peer. A crash never loses a write: every write is fsynced before the next effect."""
 
     signed: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # slot -> (round, envelope)
     journal: list[tuple[int, str, bytes]] = field(default_factory=list)

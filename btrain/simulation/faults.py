@@ -14,8 +14,8 @@ from btrain.simulation.heap import Cut, Heap, LinkPlan, NetworkPlan
 class Outage:
     """The peer of this index is not itself in [start_us, end_us).
 
-    kind: 'crash' (killed, restarted at the end), 'freeze' (stopped and continued), 'cut' (no link works, what is sent is
-    lost), 'clog' (no link works, what is sent comes at the end).
+    kind: 'crash' (killed, restarted at the end), 'freeze' (stopped and continued), 'cut' (no link works, what is sent
+    is lost), 'clog' (no link works, what is sent comes at the end).
     """
 
     peer: int

@@ -189,12 +189,6 @@ class SimulatedPeer:
         match effect:
             case Send(packet, to, delay_us):
                 self._send(packet, to, delay_us)
-            case PersistSigned(slot, round, envelope):
-                self.disk.signed[slot] = (round, envelope)
-            case Journal(kind, round, data):
-                self.disk.journal.append((round, kind, data))
-            case PutBlob(hash, data, round):
-                self.disk.blobs[hash] = (round, data)
             case PushBlob(to, hash):
                 if hash in self.disk.blobs:
                     self._transmit(to, ("push", hash, self.disk.blobs[hash][1]))
@@ -206,6 +200,23 @@ class SimulatedPeer:
                 self.port.cancel_timer(name)
             case Event(name, fields):
                 self.identity.events.append((self.now, name, fields))
+            case Drop():
+                self.identity.events.append((self.now, "drop", {"peer": effect.peer.hex(), "reason": effect.reason}))
+            case Halt():
+                self.halted = effect
+            case AppendBlock() | PersistSigned() | Journal() | PutBlob() | SaveEvidence():
+                self._persist(effect)
+            case _:
+                self._compute(effect)
+
+    def _persist(self, effect: AppendBlock | PersistSigned | Journal | PutBlob | SaveEvidence) -> None:
+        match effect:
+            case PersistSigned(slot, round, envelope):
+                self.disk.signed[slot] = (round, envelope)
+            case Journal(kind, round, data):
+                self.disk.journal.append((round, kind, data))
+            case PutBlob(hash, data, round):
+                self.disk.blobs[hash] = (round, data)
             case AppendBlock(round, block, certificate):
                 assert round == len(self.disk.blocks), "blocks are appended in order"
                 self.disk.blocks.append(CertifiedBlock(block, certificate))
@@ -213,12 +224,6 @@ class SimulatedPeer:
                 self.disk.prune(round - keep)
             case SaveEvidence(accused, round, deed, data):
                 self.disk.evidence.append((accused, round, deed, data))
-            case Halt():
-                self.halted = effect
-            case Drop():
-                self.identity.events.append((self.now, "drop", {"peer": effect.peer.hex(), "reason": effect.reason}))
-            case _:
-                self._compute(effect)
 
     def _compute(self, effect: Effect) -> None:
         timings = self.identity.timings

@@ -1,4 +1,4 @@
-"""The smallest model that can be trained: a noisy quadratic bowl. Protocol runs take it where learning is beside the point."""
+"""The smallest model that can be trained: a noisy quadratic bowl, for runs in which learning is beside the point."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PeerReport:
-    """A peer's row. `reason` is the deed it was banned for, `evidence` where the proof is found."""
+    """A peer's row. `reason`: the deed it was banned for, or how often it was absent; `evidence`: where it is found."""
 
     peer_id: str
     byzantine: bool
@@ -109,10 +109,12 @@ def peer_reports(
             named = [hash.hex() for hash in ban.evidence]
             found = (evidence or {}).get((ban.peer, ban.round, ban.deed), named)
         status = _status(part.peer, state, banned.keys(), left)
+        failures = sum(part.peer in block.absences for block in blocks)
+        silent = f"absent {failures} times" if failures else None
         rows.append(
             PeerReport(
                 peer_id_text(part.peer), part.byzantine, part.attack, status, round,
-                None if ban is None else ban.deed, list(found),
+                silent if ban is None else ban.deed, list(found),
             )
         )  # fmt: skip
     return rows
