@@ -26,6 +26,7 @@ from btrain.protocol.agreement import (
     NeedValue,
     Persist,
     Proposal,
+    PushValue,
     Quit,
     SetTimer,
     Sign,
@@ -297,22 +298,21 @@ def test_an_item_with_two_bodies_counts_as_never_sent() -> None:
 
 
 class KeepsTheFirstCertificate(Agreement):
-    """Votes of attempt 0 are never handed on."""
+    """A certificate of attempt 0 is not handed on."""
 
-    def _hand_on_votes(self, attempt: int, digest: bytes) -> None:
-        if attempt > 0:
-            super()._hand_on_votes(attempt, digest)
+    def _tell_certificate(self) -> None:
+        if self.state.attempt > 0:
+            super()._tell_certificate()
 
 
-class IgnoresUnknownValues(Agreement):
-    """Enough votes for a digest whose items are unknown lock nothing, and items come by no other way."""
+class HandsOnSingleVotes(Agreement):
+    """A certificate is handed on vote by vote, and the value with it."""
 
-    def value(self, sender: PeerId, items: Items, now: int) -> list[Effect]:
-        return []
-
-    def _enter(self) -> None:
-        self.state.certified = self.state.rank
-        super()._enter()
+    def _tell_certificate(self) -> None:
+        if self.state.highest is not None and "told" not in self.__dict__:
+            self.__dict__["told"] = True
+            self.out.emit(Forward(self.state.highest.votes))
+            self.out.emit(PushValue(dict(self.state.highest.items)))
 
 
 def final_just_before_leaving(members: int, faulty_max: int, engine: type[Agreement]) -> Schedule:
@@ -322,6 +322,8 @@ def final_just_before_leaving(members: int, faulty_max: int, engine: type[Agreem
     liar, voters, others = s.coalition[0], s.honest[: fast - faulty_max], s.honest[fast - faulty_max :]
     s.withhold_item(liar, others)
     s.say(liar, others, Item(item_key(liar), item_hash(liar, 1)), 1)
+    for peer in s.coalition:
+        s.say(peer, others, Vote(0, bytes(32)), 1)
     s.delay(D, dst=voters[:1], kind=Quit)
     s.delay(D, src=voters[:1], since_us=3 * D + 1)
     s.vote(voters[:1], 0, s.items(), 4 * D - 2)
@@ -342,26 +344,48 @@ def test_the_certificate_of_attempt_0_is_handed_on_when_somebody_quits(members: 
 
 
 @pytest.mark.parametrize(("members", "faulty_max"), SIZES)
-@pytest.mark.parametrize("engine", [KeepsTheFirstCertificate, IgnoresUnknownValues])
-def test_attempt_0_forks_unless_votes_lock_all(members: int, faulty_max: int, engine: type[Agreement]) -> None:
+@pytest.mark.parametrize("engine", [KeepsTheFirstCertificate, HandsOnSingleVotes])
+def test_attempt_0_forks_without_its_whole_certificate(members: int, faulty_max: int, engine: type[Agreement]) -> None:
     s = final_just_before_leaving(members, faulty_max, engine)
     s.run_to_the_end()
     assert s.forked
 
 
-@pytest.mark.parametrize(("members", "faulty_max"), SIZES)
-def test_finals_shown_to_one_member_alone_are_handed_on(members: int, faulty_max: int) -> None:
-    """It decides and takes no further part; the coalition says no more."""
-    s = Schedule(members, faulty_max, proposers=liars_first(members, faulty_max))
+class CountsFirstFinals(Agreement):
+    """A liar's Final counts only if it is his first."""
+
+    def _take(self, sender: PeerId, payload: agreement.Payload, envelope: bytes) -> None:
+        if not isinstance(payload, Final) or sender not in self.state.first_finals:
+            super()._take(sender, payload, envelope)
+
+
+def finals_for_one_member(members: int, faulty_max: int, engine: type[Agreement]) -> Schedule:
+    """It decides and takes no further part; all others were given other Finals of the liars first."""
+    s = Schedule(members, faulty_max, engine=engine, proposers=liars_first(members, faulty_max))
     target = s.honest[:1]
+    for peer in s.coalition:
+        s.say(peer, s.honest[1:], Final(bytes(32)), 1)
     s.vote(target, 0, s.items(), 2 * D)
     for peer in s.coalition:
         s.say(peer, target, Final(items_digest(s.items())), 2 * D + 6)
     s.run(2 * D + 10)
     assert set(s.world.decided) == set(target)
+    return s
+
+
+@pytest.mark.parametrize(("members", "faulty_max"), SIZES)
+def test_finals_shown_to_one_member_alone_are_handed_on(members: int, faulty_max: int) -> None:
+    s = finals_for_one_member(members, faulty_max, Agreement)
     s.run_to_the_end()
     assert s.finished
     assert max(now for now, _ in s.world.decided.values()) <= 2 * D + 6 + 3 * D // 2
+
+
+@pytest.mark.parametrize(("members", "faulty_max"), SIZES)
+def test_handed_on_finals_are_worth_nothing_if_only_first_ones_count(members: int, faulty_max: int) -> None:
+    s = finals_for_one_member(members, faulty_max, CountsFirstFinals)
+    s.run_to_the_end(100 * D)
+    assert not s.finished
 
 
 def test_the_clean_path_hands_nothing_on() -> None:
@@ -506,7 +530,8 @@ def test_memory_is_bounded_whatever_a_coalition_says() -> None:
     assert len(state.votes) <= ATTEMPTS_AHEAD_MAX + 1
     assert len(state.proposals) <= ATTEMPTS_AHEAD_MAX + 1
     assert all(len(known) == 2 for known in state.proposals.values())
-    assert len(state.quits) == len(state.finals) == len(state.values) == 2
+    assert len(state.quits) == len(state.first_finals) == len(state.values) == 2
+    assert len(state.finals) == 1
 
 
 def test_quits_of_the_future_bring_a_laggard_along_but_not_a_coalition_alone() -> None:

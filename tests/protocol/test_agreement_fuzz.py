@@ -237,8 +237,18 @@ class Schemer(Coalition):
         for peer in self.liars:
             audience = sorted(self.camp) if peer in self.late else list(self.honest)
             self.say(peer, audience, Item(item_key(peer), item_hash(peer)), self.rng.choice((0, D, 3 * D - 1)))
+        if self.rng.random() < 0.5:
+            self.prime()
         self.release_at = self.rng.randint(1, 22) * D + self.rng.choice((-2, -1, 0, 1, 2, D // 2))
         self.world.heap.call(self.release_at, self.release)
+
+    def prime(self) -> None:
+        """First votes and Finals for nothing, so that the ones that matter are second ones."""
+        for peer in self.liars:
+            audience, nothing = self.audience(), bytes([self.rng.randrange(256)]) * 32
+            for attempt in range(5):
+                self.say(peer, audience, Vote(attempt, nothing), 0)
+            self.say(peer, audience, Final(nothing), 0)
 
     def release(self) -> None:
         """The votes of attempt 0 that were kept back go to one member or camp."""

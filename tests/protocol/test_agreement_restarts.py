@@ -39,7 +39,7 @@ def power_cut_after_a_final_vote(members: int, faulty_max: int, engine: type[Agr
     poorer = s.items(without=[liar])
     s.delay(D, src=voters[:1])
     s.propose(voters, 1, poorer, ENTRY + 1)
-    s.vote(voters[:1], 1, poorer, ENTRY + 2)
+    s.at(ENTRY + 2, lambda: s.say(liar, voters[:1], Quit(1, s.certificate(2, poorer, 1)), ENTRY + 2))
     for peer in s.honest:
         s.heap.crash(peer, 7 * D + 10)
         s.heap.restart(peer, 7 * D + 20)
@@ -212,6 +212,7 @@ def test_a_late_beginner_leaves_before_it_looks_at_votes(engine: type[Agreement]
     s.heap.crash(s.honest[1], 29 * D)
     s.heap.crash(s.honest[2], 29 * D)
     digest = items_digest(s.items())
+    s.say(s.coalition[0], [late], Value(s.items()), 2)
     for index, peer in enumerate((*s.honest[1:], *s.coalition)):
         s.at(1, lambda peer=peer, at=1 + index: s.world.say(peer, late, Vote(0, digest), at))  # type: ignore[misc]
     for peer in s.coalition:

@@ -215,7 +215,7 @@ class LivelyLock(Agreement):
         self._may_propose = True
 
     def _supports(self, proposal: Proposal) -> bool:
-        self.state.lock = max(self.state.rank, self.state.certified)
+        self.state.lock = self.state.rank
         return super()._supports(proposal)
 
 
