@@ -32,13 +32,14 @@ async def tls_handshake(sock: socket.socket, context: ssl.SSLContext, server_sid
 
     Raises LinkLost, and closes the socket then and when cancelled.
     """
-    sock.setblocking(False)
-    tls = context.wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
+    tls: ssl.SSLSocket | socket.socket = sock
     try:
+        sock.setblocking(False)
+        tls = shaking = context.wrap_socket(sock, server_side=server_side, do_handshake_on_connect=False)
         while True:
             try:
-                tls.do_handshake()
-                return tls
+                shaking.do_handshake()
+                return shaking
             except ssl.SSLWantReadError:
                 await trio.lowlevel.wait_readable(tls.fileno())
             except ssl.SSLWantWriteError:

@@ -48,7 +48,6 @@ class LibP2PKeys:
     """The identity in the library's own types."""
 
     def __init__(self, key: SigningKey) -> None:
-
         self.noise = NoiseTransport(create_new_key_pair(key.seed), create_noise_key_pair().private_key)
 
 
@@ -242,7 +241,6 @@ async def _muxer(session: ISecureConn, dialled: bool) -> Yamux:
 
 async def _select(connection: IRawConnection | ISecureConn, protocol: str, dialled: bool) -> None:
     """Agree on the one protocol that is offered, by multistream-select."""
-
     communicator = MultiselectCommunicator(connection)
     if dialled:
         await MultiselectClient().select_one_of([TProtocol(protocol)], communicator)

@@ -62,7 +62,10 @@ class Dialler:
         self._linked = trio.Event()
 
     async def keep_connected(self, peer: bytes, scope: trio.CancelScope) -> None:
-        """Dial a member whenever it is not linked, with pauses that double from `redial_first_s` to `redial_max_s`."""
+        """Dial a member whenever it is not linked, with pauses that double from `redial_first_s` to `redial_max_s`.
+
+        A link that did not last as long as the longest pause counts as one more failure.
+        """
         patience_s = self._limits.patience_s if self._identity > peer else 0.0
         first_s, max_s = self._limits.redial_first_s, self._limits.redial_max_s
         with scope:
@@ -70,8 +73,10 @@ class Dialler:
             pause_s = first_s
             while True:
                 if peer in self._links:
+                    begin = trio.current_time()
                     await self._links[peer].ended.wait()
-                    pause_s = first_s
+                    if trio.current_time() - begin > max_s:
+                        pause_s = first_s
                     await trio.sleep(patience_s)
                 elif self._book.addresses(peer):
                     try:

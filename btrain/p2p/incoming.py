@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 import time
 from collections.abc import Callable
 
@@ -35,8 +34,6 @@ class Receiver:
     def __init__(self, limits: Limits, total: Budget, deliver: Callable[[bytes, bytes], None]) -> None:
         self._limits = limits
         self._budgets = (Budget(limits.bytes_in_flight_max), total)
-        self._held = 0
-        self._lock = threading.Lock()
         self._deliver = deliver
         now = time.monotonic()
         self._rate = Rate(limits.blobs_per_s_max, limits.blobs_per_s_max * limits.burst_s, now)
@@ -66,8 +63,6 @@ class Receiver:
 
     def give(self, size: int) -> None:
         """Return bytes to the budgets."""
-        with self._lock:
-            self._held -= size
         for budget in self._budgets:
             budget.give(size)
 
@@ -94,8 +89,6 @@ class Receiver:
         if not total.take(size):
             own.give(size)
             return False
-        with self._lock:
-            self._held += size
         return True
 
     def received(self, count: int) -> None:

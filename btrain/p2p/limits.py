@@ -40,6 +40,8 @@ class Limits:
     connections_max: int = 256
     handshakes_max: int = 64
     handshake_s: float = 10.0
+    handshakes_per_s_max: float = 10.0  # per remote host; each costs some 10 ms
+    handshakes_burst: float = 200.0
     dial_timeout_s: float = 10.0
     write_s: float = 5.0  # the muxer underneath gives up after 5 s at a zero window
     stall_s: float = 10.0
@@ -68,9 +70,21 @@ class Rate:
 
     def take(self, now: float) -> float:
         """Spend one unit; the seconds to wait before it is covered, 0.0 if it is already."""
-        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._per_s) - 1.0
-        self._then = now
+        self._refill(now)
+        self._tokens -= 1.0
         return max(0.0, -self._tokens / self._per_s)
+
+    def try_take(self, now: float) -> bool:
+        """Spend one unit if there is one."""
+        self._refill(now)
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+    def _refill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + (now - self._then) * self._per_s)
+        self._then = now
 
 
 class Budget:

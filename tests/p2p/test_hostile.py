@@ -21,7 +21,7 @@ from btrain.p2p.bulk import tls_handshake
 from btrain.p2p.bulk_frames import CHUNK_BYTES, DATA, HEADER
 from btrain.p2p.bulk_plane import _detached
 from btrain.p2p.certificates import BulkIdentity
-from btrain.p2p.errors import LinkLost
+from btrain.p2p.errors import LinkLost, PeerUnreachable
 from btrain.p2p.frames import Kind, frame
 
 MULTISTREAM = b"\x13/multistream/1.0.0\n"
@@ -121,6 +121,25 @@ def test_idle_connections_do_not_keep_peers_out(lab: Any) -> None:
                 await until_closed(stream)
             for stream in idle:
                 await stream.aclose()
+
+    lab.run(test)
+
+
+def test_a_host_that_connects_without_end_is_refused_for_a_while(lab: Any) -> None:
+    async def test() -> None:
+        limits = replace(lab.limits, handshakes_per_s_max=5.0, handshakes_burst=10.0)
+        async with lab.network(limits=limits) as (a, _):
+            for _ in range(20):
+                stream = await lab.raw(a)
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await stream.send_all(b"junk")
+                    await until_closed(stream)
+                await stream.aclose()
+            async with lab.network() as (fresh, _):
+                with pytest.raises(PeerUnreachable):
+                    await fresh.connect(a.addresses[0])
+            await trio.sleep(0.5)
+            await lab.works(a)
 
     lab.run(test)
 

@@ -28,6 +28,13 @@ def test_a_burst_is_free_and_what_follows_waits() -> None:
     assert rate.take(100.0) == 0.0
 
 
+def test_who_is_refused_owes_nothing() -> None:
+    rate = Rate(10.0, 2.0, 0.0)
+    assert [rate.try_take(0.0) for _ in range(100)] == [True, True] + [False] * 98
+    assert not rate.try_take(0.09)
+    assert rate.try_take(0.11)
+
+
 def test_threads_never_hold_more_than_the_budget() -> None:
     budget = Budget(10)
     held, peak, lock = [0], [0], threading.Lock()

@@ -171,6 +171,24 @@ def test_a_peer_that_restarts_on_its_port_is_linked_again(lab: Any) -> None:
     lab.run(test)
 
 
+def test_a_member_that_drops_its_link_at_once_is_dialled_ever_more_slowly(
+    lab: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+    async def test() -> None:
+        async with lab.network() as (a, heard_a), lab.network() as (b, heard_b):
+            heard_b.fail_on = "connected"
+            a.set_members([b.peer])
+            a.learn(b.peer, b.addresses)
+            await heard_b.until("connected")
+            await trio.sleep(2.0)
+            assert 2 <= len(heard_b.all("connected")) <= 8  # pauses of 0.1, 0.2, 0.4, 0.5, ... s
+            assert not heard_a.all("misbehaved")
+
+    lab.run(test)
+
+
 def test_a_newer_connection_of_a_peer_replaces_the_old_one(lab: Any) -> None:
     async def test() -> None:
         key = SigningKey.generate()
