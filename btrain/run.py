@@ -305,7 +305,7 @@ class Run:
         turn, self._open = self._open, None
         if turn is not None:
             self._commit(turn)
-        while self.stopped is None and learning.x_round <= before:
+        while not self.ended and learning.x_round <= before:
             following = self._next()
             if isinstance(following, ComputeHere):  # our round is over without us: the next turn comes first
                 self._waiting.insert(0, following)

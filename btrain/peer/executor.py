@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import trio
@@ -153,7 +154,6 @@ class Executor:
         self._listener.enter(lambda member: member.work_done(token, result, self._listener.now()))
 
     async def _recompute(self, token: str, round: int, seed: bytes) -> None:
-        gradient, x = await trio.to_thread.run_sync(
-            self._learning.recompute, round, seed, limiter=self._audits, abandon_on_cancel=True
-        )
+        job = partial(self._learning.recompute, round, seed)
+        gradient, x = await trio.to_thread.run_sync(job, limiter=self._audits, abandon_on_cancel=True)  # type: ignore[call-arg]
         self._listener.enter(lambda member: member.recomputed(token, gradient, x, self._listener.now()))

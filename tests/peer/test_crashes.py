@@ -1,0 +1,82 @@
+"""kill -9, SIGSTOP and power cuts: nobody is banned, nobody forks, the others go on, who was away comes back."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.peer.conftest import Resident, Town
+
+
+def back_in_its_seat(peer: Resident, town: Town, since: int) -> bool:
+    """Whether it has trained again for a round that others decided after it was gone."""
+    return peer.contributed > since
+
+
+def comes_back(town: Town, name: str, others: tuple[str, ...]) -> None:
+    """Restart a peer in its directory, without --join: it finds the others, catches up and contributes."""
+    gone_at = max(town.residents[other].height for other in others)
+    peer = town.start(name)
+    town.until(lambda: back_in_its_seat(peer, town, gone_at))
+    last = peer.contributed
+    town.until(lambda: min(town.residents[other].height for other in others) > last + 1)
+
+
+@pytest.mark.parametrize("victim", ["a", "c"])
+def test_a_killed_peer_is_not_missed_and_comes_back(town: Town, victim: str) -> None:
+    town.config(4)
+    peers = town.found("a", "b", "c", "d")
+    town.until(lambda: all(peer.height >= 3 for peer in peers))
+    others = tuple(name for name in "abcd" if name != victim)
+    town.kill(victim)
+    town.goes_on(*others, rounds=4)
+    comes_back(town, victim, others)
+    town.kill("a", "b", "c", "d")
+    town.check()
+    away = town.residents[victim].peer_id
+    assert away in town.contributors(others[0], since=4)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("kind", ["commit", "vote", "result", "reveal", "final"])
+def test_killed_in_any_phase(town: Town, kind: str, after: bool) -> None:
+    """The statement may have been made durable only, or have left: what was signed once is never signed anew."""
+    town.config(4)
+    peers = town.found("a", "b", "c")
+    victim = town.start("d", join=peers[0].address, die=(kind, 3, after))
+    town.gone("d")
+    assert victim.exit_code == -signal.SIGKILL
+    comes_back(town, "d", ("a", "b", "c"))
+    town.kill("a", "b", "c", "d")
+    town.check()
+
+
+def test_a_frozen_peer_catches_up(town: Town) -> None:
+    town.config(4)
+    peers = town.found("a", "b", "c", "d")
+    town.until(lambda: all(peer.height >= 3 for peer in peers))
+    town.signal(signal.SIGSTOP, "b")
+    town.goes_on("a", "c", "d", rounds=5)
+    at = peers[0].height
+    town.signal(signal.SIGCONT, "b")
+    town.until(lambda: peers[1].contributed > at)
+    town.goes_on("a", "b", "c", "d")
+    town.kill("a", "b", "c", "d")
+    town.check()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_after_a_power_cut_the_run_goes_on_where_it_was(town: Town, count: int) -> None:
+    """With ports that are taken again: nobody is told where the others are."""
+    names = tuple("abc"[:count])
+    town.config(count, state_sync_every=4)
+    peers = town.found(*names)
+    town.until(lambda: all(peer.height >= 10 for peer in peers))
+    town.kill(*names)
+    height = max(len(town.blocks(name)) for name in names)
+    again = [town.start(name) for name in names]
+    town.until(lambda: all(peer.contributed > height + 2 for peer in again))
+    assert [peer.all("founded")[-1]["round"] > 8 for peer in again] == [True] * count
+    town.kill(*names)
+    town.check()
