@@ -32,7 +32,7 @@ model: {builtin: mlp, hidden: [16]}
 data: {builtin: digits}
 optimizer: {name: SGD, lr: 0.2, momentum: 0.9}
 batch_size: 16
-rounds: 1000000
+rounds: 3000
 eval: {every: 1000, samples: 16}
 deadlines: {message: 500ms}
 local: {listen: /ip4/127.0.0.1/tcp/0}

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def run(channel: Connection, text: str, options: dict[str, Any], die: tuple[str,
     log = os.open(Path(options["run_dir"]).with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     sending = threading.Lock()
 
@@ -49,6 +51,13 @@ def run(channel: Connection, text: str, options: dict[str, Any], die: tuple[str,
     left = [t.name for t in threading.enumerate() if t is not threading.main_thread() and not t.daemon]
     tell({"event": "ended", "threads": left})
     sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _die_when_sending(kind: str, round: int, after: bool) -> None:
