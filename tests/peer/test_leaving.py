@@ -1,0 +1,74 @@
+"""Ctrl-C: leaves in order, leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import pytest
+
+from btrain.identity import KeyFile
+from btrain.p2p.addresses import parse_peer_address
+from tests.peer.conftest import Resident, Town
+
+
+def left_nothing(peer: Resident) -> None:
+    """The key's lock, the port and all threads are free again."""
+    assert [event["threads"] for event in peer.all("ended")[-1:]] in ([], [[]])
+    with KeyFile.open_or_create(peer.run_dir / "identity.key"):
+        pass
+    address = parse_peer_address(peer.address)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address.host, address.port), timeout=5).close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_leaves_in_order_and_the_others_go_on(town: Town, number: int) -> None:
+    town.config(4, group__byzantine_max=1)
+    peers = town.found("a", "b", "c", "d")
+    town.until(lambda: all(peer.height >= 3 for peer in peers))
+    town.signal(number, "a")
+    town.gone("a")
+    assert peers[0].exit_code == 0
+    assert peers[0].all("finished")[0]["reason"] == "left"
+    left_nothing(peers[0])
+    town.goes_on("b", "c", "d")
+    town.kill("b", "c", "d")
+    town.check()
+    assert [peer for block in town.blocks("b") for peer in block.departures] != []
+
+
+def test_all_leave_at_once(town: Town) -> None:
+    town.config(3)
+    peers = town.found("a", "b", "c")
+    town.until(lambda: all(peer.height >= 3 for peer in peers))
+    town.signal(signal.SIGINT, "a", "b", "c")
+    town.gone("a", "b", "c")
+    assert [peer.exit_code for peer in peers] == [0, 0, 0]
+    for peer in peers:
+        left_nothing(peer)
+    town.check()
+
+
+def test_leaving_while_waiting_for_founders(town: Town) -> None:
+    town.config(3)
+    peer = town.start("a")
+    town.until(lambda: bool(peer.all("waiting")))
+    town.signal(signal.SIGINT, "a")
+    town.gone("a")
+    assert peer.exit_code == 0
+    left_nothing(peer)
+
+
+def test_the_second_signal_stops_at_once(town: Town) -> None:
+    """Nobody is there to put the departure into a block: the first signal alone would wait for its deadline."""
+    town.config(3, deadlines__message="20s")
+    peers = town.found("a", "b", "c")
+    town.until(lambda: all(peer.height >= 2 for peer in peers))
+    town.kill("b", "c")
+    town.signal(signal.SIGINT, "a")
+    town.until(lambda: len(peers[0].all("disconnected")) >= 2)
+    town.signal(signal.SIGINT, "a")
+    town.gone("a")
+    assert peers[0].exit_code not in {None, 0}
+    left_nothing(peers[0])
