@@ -17,7 +17,7 @@ from btrain.config import loads
 from btrain.errors import BtrainError
 from btrain.peer.options import PeerOptions
 
-PRELOAD = ("torch", "btrain.p2p.network", "btrain.training", "btrain.adversary", "btrain.peer.running", __name__)
+PRELOAD = ("torch", "torch._dynamo", "btrain.p2p.network", "btrain.training", "btrain.adversary", "btrain.peer.running", __name__)
 ORPHAN_GRACE_S = 5.0
 LOG = "peer.log"
 

@@ -235,7 +235,9 @@ def _config(contract: bytes) -> RunConfig:
 def server() -> Iterator[Any]:
     """The process that peers are forked from, with torch and libp2p loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.peer.peer_process", "btrain.adversary", "btrain.peer.shell", "btrain.p2p.network"])
+    context.set_forkserver_preload(
+        ["torch._dynamo", "tests.peer.peer_process", "btrain.adversary", "btrain.peer.shell", "btrain.p2p.network"]
+    )
     yield context
 
 

@@ -27,7 +27,15 @@ def test_peers_wait_for_each_other_and_train_to_the_end(town: Town, count: int) 
     assert town.contributors(names[0]) == {peer.peer_id for peer in peers}
     for peer in peers:
         listed = {path.name for path in peer.run_dir.iterdir()}
-        assert {"config.yaml", "identity.key", "signed.log", "ledger", "genesis", "events.jsonl", "metrics.jsonl"} <= listed
+        assert {
+            "config.yaml",
+            "identity.key",
+            "signed.log",
+            "ledger",
+            "genesis",
+            "events.jsonl",
+            "metrics.jsonl",
+        } <= listed
         metrics = [json.loads(line) for line in (peer.run_dir / "metrics.jsonl").read_text().splitlines()]
         assert [line["round"] for line in metrics] == list(range(20))
         checkpoint = latest_checkpoint(peer.run_dir / "checkpoints")
