@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from btrain.protocol.decisions import CONTRIBUTORS
 from btrain.protocol.effects import Effect, PushBlob, PutBlob, Send
 from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.messages import Commit, Message, Result, Reveal, sign
-from btrain.protocol.packets import PACKET_BYTES_MAX, Envelopes, encode_packet
+from btrain.protocol.packets import PACKET_BYTES_MAX, Envelopes, decode_packet, encode_packet
 
 if TYPE_CHECKING:
     from btrain.protocol.desk import Desk
@@ -70,27 +71,59 @@ class DoubleVote(Equivocate):
 
 
 @dataclass
-class EdgeLate(Adversary):
-    """Delivers its Commit to `few` members only, so late that the deadline splits those who have it from the others."""
+class Withholding(Adversary):
+    """Base: keeps own statements to itself, also when it hands on or sends again what others lack."""
 
-    name = "edge_late"
-    few: int = 1
+    _withheld: dict[bytes, frozenset[PeerId]] = field(default_factory=dict, init=False, repr=False)
 
-    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
-        """Send a statement, the Commit at the edge of its deadline."""
-        if not self.attacks(round.round) or not isinstance(message.body, Commit):
-            desk.broadcast(message)
-            return
-        timing = round.clock.timing(CONTRIBUTORS)
-        delay_us = max(0, timing.first_deadline_us - round.compute_ms * 1000 - timing.delta_us // 10)
-        packet = encode_packet(Envelopes((message.data,)))
-        honest = [peer for peer in others(round) if peer not in self.coalition]
-        desk.emit(*(Send(packet, peer, delay_us) for peer in honest[: self.few]))
+    def withhold(self, message: Message, shown: Iterable[PeerId] = ()) -> None:
+        """Keep a statement from everybody but `shown`."""
+        self._withheld = {message.data: frozenset(shown)}
+
+    def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
+        """What an honest peer does, without what is withheld."""
+        return [kept for effect in effects if (kept := self._censored(effect)) is not None]
+
+    def _censored(self, effect: Effect) -> Effect | None:
+        if not isinstance(effect, Send) or effect.delay_us or not any(data in effect.packet for data in self._withheld):
+            return effect
+        packet = decode_packet(effect.packet)
+        if not isinstance(packet, Envelopes):
+            return effect
+        kept = tuple(data for data in packet.envelopes if effect.to in self._withheld.get(data, {effect.to}))
+        return replace(effect, packet=encode_packet(Envelopes(kept))) if kept else None
 
 
 @dataclass
-class SelectiveSend(Adversary):
-    """Sends its Commit to every other member only."""
+class EdgeLate(Withholding):
+    """Delivers its Commit to `few` members only, at the deadline or up to `late` Delta later.
+
+    While others wait for the attempts that the deadline leads to, one of the few may still bring the Commit in, or not.
+    """
+
+    name = "edge_late"
+    few: int = 1
+    late: float = 6.0
+
+    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
+        """Send a statement, the Commit around its deadline."""
+        if not self.attacks(round.round) or not isinstance(message.body, Commit):
+            desk.broadcast(message)
+            return
+        self.withhold(message)
+        packet = encode_packet(Envelopes((message.data,)))
+        honest = [peer for peer in others(round) if peer not in self.coalition]
+        desk.emit(*(Send(packet, peer, self._delay_us(round)) for peer in honest[: self.few]))
+
+    def _delay_us(self, round: Round) -> int:
+        timing = round.clock.timing(CONTRIBUTORS)
+        draw = random.Random(f"{self.seed}/{round.round}/{round.me.hex()}").uniform(-0.05, self.late)
+        return max(1, timing.first_deadline_us - round.compute_ms * 1000 + int(draw * timing.delta_us))
+
+
+@dataclass
+class SelectiveSend(Withholding):
+    """Shows its Commit to every other member only."""
 
     name = "selective_send"
 
@@ -99,19 +132,23 @@ class SelectiveSend(Adversary):
         if not self.attacks(round.round) or not isinstance(message.body, Commit):
             desk.broadcast(message)
             return
-        for peer in others(round)[::2]:
+        shown = others(round)[::2]
+        self.withhold(message, shown)
+        for peer in shown:
             desk.send(Envelopes((message.data,)), peer)
 
 
 @dataclass
-class AbortLink(Adversary):
+class AbortLink(Withholding):
     """Never opens its link: it would choose between two values of r[t] if that were worth anything."""
 
     name = "abort_link"
 
     def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
         """Send a statement unless it opens the link."""
-        if not (self.attacks(round.round) and isinstance(message.body, Reveal)):
+        if self.attacks(round.round) and isinstance(message.body, Reveal):
+            self.withhold(message)
+        else:
             desk.broadcast(message)
 
 
