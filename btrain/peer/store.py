@@ -180,7 +180,13 @@ class Store:
     def _save(self, effect: SaveEvidence) -> dict[str, Any]:
         accused = effect.accused
         path = self.directory.evidence.write(effect.round, peer_id_text(accused), effect.deed, effect.data)
-        return {"event": "evidence", "peer": accused.hex(), "round": effect.round, "deed": effect.deed, "path": str(path)}
+        return {
+            "event": "evidence",
+            "peer": accused.hex(),
+            "round": effect.round,
+            "deed": effect.deed,
+            "path": str(path),
+        }
 
     def checkpoint_due(self, round: int, every: int) -> bool:
         """Whether `every` rounds, in whole steps of it, have gone by since the newest checkpoint."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -92,9 +92,7 @@ class Desk:
     ) -> Statement:
         """The statement that would be signed."""
         kind = KINDS[type(body)]
-        return Statement(
-            1, self.run, self.group, prev, round, attempt, kind, index, self.me, ctx, encode(body)
-        )
+        return Statement(1, self.run, self.group, prev, round, attempt, kind, index, self.me, ctx, encode(body))
 
     def sign(self, statement: Statement) -> Message:
         """Sign a statement, or give what was signed in its slot before: a slot is signed once, also over restarts."""
@@ -136,6 +134,10 @@ class Desk:
         if first is message:
             self.conflicts.append((known, message))
         return "second" if first.statement == message.statement else "ignored"
+
+    def noticed(self) -> Iterator[Message]:
+        """The statements of the open rounds that were compared, one for each slot."""
+        return (message for record in self._seen.values() for message in record.slots.values())
 
     def restore(self, envelopes: Mapping[bytes, bytes]) -> None:
         """Take back what was signed before a restart; a Join that founded the run belongs to none and stays out."""

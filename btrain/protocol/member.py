@@ -17,6 +17,7 @@ from btrain.protocol.blobs import Blobs
 from btrain.protocol.catchup import Replay
 from btrain.protocol.chronicle import Chronicle, Ledger
 from btrain.protocol.court import Court, Record, decision_statements
+from btrain.protocol.deciding import Post
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import Apply, Drop, Effect, Halt, PutBlob, SetTimer
 from btrain.protocol.encoding import PeerId, digest
@@ -37,7 +38,7 @@ from btrain.protocol.packets import (
     decode_packet,
 )  # fmt: skip
 from btrain.protocol.randomness import HashChain
-from btrain.protocol.round import Post, Round
+from btrain.protocol.round import Round
 from btrain.protocol.seats import Membership, Seats
 
 __all__ = ["Ledger", "Member", "Membership"]

@@ -6,114 +6,44 @@ charges, joining) is the member's business. Inputs return nothing: what is to be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from btrain.protocol import agreement_interface as engine_effects
-from btrain.protocol.agreement import Agreement
-from btrain.protocol.agreement_interface import Electorate, Timing
-from btrain.protocol.agreement_messages import VOID, Items, Payload, Proposal
-from btrain.protocol.agreement_state import ATTEMPTS_AHEAD_MAX
-from btrain.protocol.behaviour import Behaviour
-from btrain.protocol.blobs import Blobs
+from btrain.protocol.agreement_messages import VOID, Items
 from btrain.protocol.contribution import contribution_of, item_key
+from btrain.protocol.deciding import Deciding, Post
 from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS, RULES, ResultsRules, link_key, links_of, result_key
-from btrain.protocol.desk import Desk
-from btrain.protocol.effects import CancelTimer, Compute, Journal, SetTimer, Work
+from btrain.protocol.effects import Compute, Work
 from btrain.protocol.encoding import ZERO, PeerId, digest
-from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.exchange import Exchange, with_leaves
 from btrain.protocol.ledger import Block, Contribution, LedgerState, ResultEntry, build_block
 from btrain.protocol.messages import Commit, Message, Missing, Result, Reveal, Statement
-from btrain.protocol.packets import Value, ValueRequest
-from btrain.protocol.randomness import HashChain, batch_seed
+from btrain.protocol.randomness import batch_seed
 from btrain.protocol.reduction import ReducedPart, encode_gradient
-from btrain.protocol.statements import EnginePayload, Statements
+from btrain.protocol.statements import EnginePayload
 
-NO_HISTORY_US = 120_000_000  # deadlines that follow the members' reports, before there are any
-NO_HISTORY_RETRY_US = 10_000_000  # what a further attempt of `results` then waits for bytes
 BLOCKS_REMEMBERED = 32  # blocks of different sets of links, built and kept
 
 
-@dataclass(frozen=True)
-class Clock:
-    """The deadlines of a round, microseconds from the moment the last block was final here."""
-
-    delta_us: int
-    compute_us: int
-    transfer_us: int
-    retry_us: int = 0  # for the bytes of one more attempt of `results`
-
-    @classmethod
-    def of(cls, state: LedgerState) -> Clock:
-        """From the contract and the last block; never below Delta. Round 0 computes nothing."""
-        charter, delta = state.charter, state.charter.message_us
-        if state.round == 0:
-            return cls(delta, 0, 0)
-
-        def automatic(fixed_us: int | None, reported_ms: int) -> int:
-            if fixed_us is not None:
-                return max(delta, fixed_us)
-            return max(delta, 3000 * reported_ms) if reported_ms else NO_HISTORY_US
-
-        compute_us = automatic(charter.compute_us, state.compute_ms)
-        transfer_us = automatic(charter.transfer_us, state.transfer_ms)
-        known = charter.transfer_us is not None or state.transfer_ms > 0
-        return cls(delta, compute_us, transfer_us, transfer_us if known else NO_HISTORY_RETRY_US)
-
-    def timing(self, decision: int) -> Timing:
-        """Deadlines of a decision; those of `contributors` and `results` leave time for computing and for bytes."""
-        slack = (self.compute_us + self.transfer_us, self.transfer_us, 0)[decision]
-        delta = self.delta_us + (self.retry_us if decision == RESULTS else 0)
-        return Timing(delta, 3 * self.delta_us + slack, 7 * delta)
-
-
-@dataclass(frozen=True)
-class Post:
-    """What a member brings into each of its rounds."""
-
-    desk: Desk
-    chain: HashChain
-    behaviour: Behaviour
-    blobs: Blobs
-    side_items: Callable[[], Commit]  # a Commit whose leaves are still to be filled in
-
-
-class Round:
+class Round(Deciding):
     """Round t at this member."""
 
     def __init__(
         self, state: LedgerState, post: Post, started_us: int, snapshots: Mapping[int, bytes], trusted_from_us: int = 0
     ) -> None:
-        self.state, self.round, self.roster = state, state.round, state.roster
-        self.trusted_from_us = trusted_from_us  # what was sent before this process began to listen is here by then
-        self.desk, self.chain, self.behaviour = post.desk, post.chain, post.behaviour
-        self.side_items, self.started_us, self.snapshots = post.side_items, started_us, snapshots
-        self.roles = state.roles()
-        self.clock = Clock.of(state)
+        super().__init__(state, post, started_us, snapshots, trusted_from_us)
+        self.chain, self.side_items = post.chain, post.side_items
         self.exchange = Exchange(self.roles, state.charter.rule, post.desk, post.blobs)
-        self.statements = Statements(state, self.roles, post.desk)
-        self.engines: list[Agreement | None] = [None, None, None]
         self.contribution: Contribution | None = None
         self.decided_results: tuple[ResultEntry, ...] = ()
         self.results_void = False
         self.results_digest = ZERO
         self.block: Block | None = None
-        self.certificate: tuple[bytes, ...] | None = None
         self.compute_ms = self.transfer_ms = 0
-        self._decided: list[Items | None] = [None, None, None]
-        self._early: list[dict[bytes, Message]] = [{}, {}, {}]
         self._guessed = False  # the own part is reduced over all before the decision says so
-        self._journaled: set[bytes] = set()
         self._blocks: dict[tuple[tuple[str, bytes], ...], Block] = {}
         self._committed_us = self._contributors_at_us = self._results_at_us = started_us
-
-    @property
-    def me(self) -> PeerId:
-        """This member."""
-        return self.desk.me
 
     # --- computing and committing ---
 
@@ -210,11 +140,6 @@ class Round:
             self.statements.keep(message)
             self._take(message, now)
 
-    @property
-    def attempts_noticed(self) -> int:
-        """The last attempt of which anything is kept: a signer has a bounded number of slots."""
-        return max(0 if engine is None else engine.attempt for engine in self.engines) + ATTEMPTS_AHEAD_MAX
-
     def _take(self, message: Message, now: int) -> None:
         """Act on a statement that was kept."""
         body = message.body
@@ -241,16 +166,6 @@ class Round:
         if engine is not None:
             self._drive(CONTRIBUTORS, engine.equivocated(item_key(message), now), now)
         self._check_decided(now)
-
-    def _on_engine(self, message: Message, body: EnginePayload, now: int) -> None:
-        index = message.statement.index
-        engine = self.engines[index]
-        if engine is None:
-            self._early[index][message.hash] = message  # two of each slot at most: others are ignored
-            return
-        self._drive(index, engine.receive(message.sender, body, message.data, now), now)
-        if isinstance(body, Proposal) and index != BLOCK:
-            self.statements.ask([hash for _, hash in body.items], message.sender)
 
     def blob(self, hash: bytes, now: int) -> None:
         """Bytes have come for a hash, or nobody asked had them."""
@@ -400,95 +315,8 @@ class Round:
 
     # --- decisions ---
 
-    def _open(self, index: int, now: int) -> None:
-        roster, rules = self.roster, RULES[index](self)
-        electorate = Electorate(roster.members, frozenset(roster.present), roster.faulty_max, self.roles.proposers)
-        timing = self.clock.timing(index)
-        began = self.started_us if index == CONTRIBUTORS else now
-        snapshot = self.snapshots.get(index)
-        if snapshot is None:
-            engine = Agreement(self.me, electorate, timing, rules, began)
-        else:
-            engine = Agreement.restore(snapshot, self.me, electorate, timing, rules, began)
-        self.engines[index] = engine
-        early, self._early[index] = self._early[index], {}
-        for message in (*self._signed_before(index), *early.values()):
-            self._give(engine, message, now)
-        self._drive(index, engine.start(now, self.trusted_from_us), now)
-
-    def _signed_before(self, index: int) -> list[Message]:
-        """What this member signed in the decision before a restart."""
-        mine = (m for m in self.desk.signed.values() if isinstance(m.body, EnginePayload))
-        return [m for m in mine if (m.statement.prev, m.statement.index) == (self.state.head, index)]
-
-    def _give(self, engine: Agreement, message: Message, now: int) -> None:
-        """Give the engine a message that came before it started; a wrong one is dropped."""
-        try:
-            engine.receive(message.sender, message.body, message.data, now)  # type: ignore[arg-type]
-        except RemoteProtocolError as error:
-            self.desk.event("refused", peer=message.sender.hex(), reason=error.reason)
-
-    def _hold(self, index: int, key: str, hash: bytes, now: int) -> None:
-        engine = self.engines[index]
-        if engine is not None and self._decided[index] is None:
-            self._drive(index, engine.hold(key, hash, now), now)
-
-    def _drive(self, index: int, effects: list[engine_effects.Effect], now: int) -> None:
-        for effect in effects:
-            match effect:
-                case engine_effects.Sign(payload):
-                    self._sign(index, payload, now)
-                case engine_effects.Forward(envelopes, to):
-                    self.statements.send(envelopes, to)
-                case engine_effects.PushBodies(keys, to):
-                    self.statements.push(index, keys, to)
-                case engine_effects.PushValue() | engine_effects.NeedValue():
-                    self._exchange_values(index, effect)
-                case engine_effects.Persist(snapshot):
-                    self._persist(index, snapshot)
-                case engine_effects.SetTimer(name, at_us):
-                    self._set_timer(f"{index}:{name}", at_us)
-                case engine_effects.CancelTimer(name):
-                    self.desk.emit(CancelTimer(f"round:{self.round}:{index}:{name}"))
-                case engine_effects.Entered():
-                    self._reduce_decided()
-                case engine_effects.Decided(items):
-                    self._decided[index] = items
-                    self._check_decided(now)
-                case engine_effects.Certified(envelopes):
-                    if index == BLOCK:
-                        self.certificate = envelopes
-
-    def _exchange_values(self, index: int, effect: engine_effects.PushValue | engine_effects.NeedValue) -> None:
-        if isinstance(effect, engine_effects.PushValue):
-            self.desk.send(Value(self.round, index, tuple(sorted(effect.items.items()))), effect.to)
-            return
-        for holder in effect.holders:
-            self.desk.send(ValueRequest(self.round, index, effect.digest), holder)
-
-    def _sign(self, index: int, payload: Payload, now: int) -> None:
-        if self.roster.seat(self.me) is None:
-            return  # who has no seat follows and is silent
-        attempt = getattr(payload, "attempt", 0)
-        statement = self.desk.statement(
-            payload, prev=self.state.head, round=self.round, attempt=attempt, index=index, ctx=RULES[index](self).ctx
-        )
-        message = self.desk.sign(statement)
-        self.behaviour.broadcast(self.desk, message, self)
-        engine = self.engines[index]
-        assert engine is not None
-        self._drive(index, engine.receive(self.me, message.body, message.data, now), now)  # type: ignore[arg-type]
-
-    def _persist(self, index: int, snapshot: bytes) -> None:
-        """The engine's state, and the bodies that it holds: after a restart of everybody nothing honest is lost."""
-        for hash, message in self.statements.bodies.items():
-            if hash not in self._journaled:
-                self._journaled.add(hash)
-                self.desk.emit(Journal("body", self.round, message.data))
-        self.desk.emit(Journal(f"engine:{index}", self.round, snapshot))
-
-    def _set_timer(self, name: str, at_us: int) -> None:
-        self.desk.emit(SetTimer(f"round:{self.round}:{name}", at_us))
+    def _entered(self) -> None:
+        self._reduce_decided()
 
     def _check_decided(self, now: int) -> None:
         """Act on a decision once the bodies of its items are here; ask for those that are not."""
@@ -571,25 +399,3 @@ class Round:
                 self.state, self.contribution, self.decided_results, self.results_void, links
             )
         return self._blocks[key]
-
-    # --- values ---
-
-    def answer_value(self, request: ValueRequest, to: PeerId) -> None:
-        """Tell which items stand behind a digest, if known."""
-        engine = self.engines[request.decision] if request.decision <= BLOCK else None
-        items = engine.known_value(request.digest) if engine is not None else None
-        if items is not None:
-            self.desk.send(Value(self.round, request.decision, tuple(sorted(items.items()))), to)
-
-    def value(self, sender: PeerId, packet: Value, now: int) -> None:
-        """The items behind a digest, asked for or pushed."""
-        engine = self.engines[packet.decision] if packet.decision <= BLOCK else None
-        if engine is not None:
-            self._drive(packet.decision, engine.value(sender, dict(packet.items), now), now)
-
-    def resend(self, to: PeerId, now: int) -> None:
-        """Everything of the open decisions, to a peer that may have missed it."""
-        self.statements.push_all(to)
-        for index, engine in enumerate(self.engines):
-            if engine is not None:
-                self._drive(index, engine.resend(to, now), now)

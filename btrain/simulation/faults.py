@@ -76,6 +76,4 @@ def rolling_outages(
 def power_cut(random: random.Random, peers: int, first_us: int, span_us: int, longest_us: int) -> Faults:
     """Everybody is killed at one moment and comes back at a time of its own."""
     at = first_us + random.randrange(span_us)
-    return Faults(
-        tuple(Outage(peer, "crash", at, at + 1_000 + random.randrange(longest_us)) for peer in range(peers))
-    )
+    return Faults(tuple(Outage(peer, "crash", at, at + 1_000 + random.randrange(longest_us)) for peer in range(peers)))

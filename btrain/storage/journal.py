@@ -58,7 +58,7 @@ class Journal:
         return self._round
 
     def begin(self, round: int, carried: Iterable[JournalEntry] = ()) -> None:
-        """Drop all entries but `carried` and open a round, atomically and durable on return; once for each new block."""
+        """Drop all entries but `carried` and open a round, atomically, durable on return; once for each block."""
         frame = [msgspec.msgpack.encode(JournalEntry(_OPEN, round, b""))]
         frame += [msgspec.msgpack.encode(entry) for entry in carried]
         with self._lock:

@@ -17,7 +17,16 @@ from btrain.config import loads
 from btrain.errors import BtrainError
 from btrain.peer.options import PeerOptions
 
-PRELOAD = ("torch", "torch._dynamo", "btrain.p2p.network", "btrain.training", "btrain.adversary", "btrain.peer.running", __name__)
+# torch._dynamo: torch loads it at the first use of an optimizer, which would cost every peer seconds.
+PRELOAD = (
+    "torch",
+    "torch._dynamo",
+    "btrain.p2p.network",
+    "btrain.training",
+    "btrain.adversary",
+    "btrain.peer.running",
+    __name__,
+)
 ORPHAN_GRACE_S = 5.0
 LOG = "peer.log"
 

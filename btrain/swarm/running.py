@@ -83,7 +83,13 @@ def run_swarm(plan: SwarmPlan, say: Say, *, live: bool) -> Closing:
     write_report(plan.run_dir, report)
     names = {peer.peer_id: peer.name for peer in swarm.peers}
     errors = {o.peer.peer_id: o.error for o in swarm.outcomes.values() if o.error is not None}
-    return Closing(report, names, errors, INTERRUPTED if interrupts.count else 0)
+    return Closing(report, names, errors, INTERRUPTED if interrupts.count else _exit_code(report, swarm))
+
+
+def _exit_code(report: Report, swarm: Swarm) -> int:
+    """0 if honest peers came to the end with the same parameters and nobody honest was banned."""
+    ended = any(o.finished is not None for o in swarm.outcomes.values() if not o.peer.byzantine)
+    return 0 if ended and report.digests_equal and not report.false_bans else SwarmFailed.exit_code
 
 
 def check_attacks(plan: SwarmPlan) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from btrain.checkpoint import checkpoint_paths, load_checkpoint
 from btrain.config import contract_difference, load
 from btrain.identity import peer_id_text
-from btrain.protocol.encoding import PeerId, digest
+from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import Ban, Block, LedgerState, check_certificate, check_genesis
 from btrain.protocol.messages import Verifier
@@ -29,6 +29,7 @@ class LedgerAudit:
     signatures: int = 0
     proofs: list[Proof] = field(default_factory=list)
     checkpoints: list[int] = field(default_factory=list)
+    uncertified_checkpoints: list[int] = field(default_factory=list)
 
     @property
     def bans(self) -> list[tuple[Block, Ban]]:
@@ -57,6 +58,7 @@ class LedgerAudit:
             "bans": [self._ban(block, ban) for block, ban in self.bans],
             "evidence": [proof.document() for proof in self.proofs],
             "checkpoints": self.checkpoints,
+            "uncertified_checkpoints": self.uncertified_checkpoints,
             "proven_by_bytes": {
                 "founders_signatures": len(self.record.genesis.founders),
                 "block_signatures": self.signatures,
@@ -107,7 +109,8 @@ def audit_ledger(path: Path) -> LedgerAudit:
         audit.blocks.append(stored.block)
     audit.proofs = [check_file(file, record) for file in EvidenceStore(path / "evidence").paths()]
     _check_bans(audit)
-    audit.checkpoints = [_checked_checkpoint(folder, audit) for folder in checkpoint_paths(path / "checkpoints")]
+    for folder in checkpoint_paths(path / "checkpoints"):
+        _check_checkpoint(folder, audit)
     return audit
 
 
@@ -145,12 +148,21 @@ def _states(audit: LedgerAudit) -> list[tuple[Block, LedgerState]]:
     return pairs
 
 
-def _checked_checkpoint(folder: Path, audit: LedgerAudit) -> int:
-    """A checkpoint holds the state that a block of this ledger certifies. Returns its round."""
+def _check_checkpoint(folder: Path, audit: LedgerAudit) -> None:
+    """A checkpoint holds the state that a block of this ledger certifies, or names the last block before it.
+
+    The last one of a run is of the second kind: what this peer ended with, which nobody else has signed.
+    """
     checkpoint = load_checkpoint(folder)
-    certifying = next((b for b in audit.blocks if b.state and b.state[0].round == checkpoint.round), None)
+    round = checkpoint.round
+    blocks = {block.round: block for block in audit.blocks}
+    certifying = next((b for b in audit.blocks if b.state and b.state[0].round == round), None)
+    named = certifying or blocks.get(round - 1)
+    if named is None or encode(named) != checkpoint.block:
+        raise InvalidRecord(f"{folder / 'block'}: is no block of the ledger about round {round}")
     if certifying is None:
-        raise InvalidRecord(f"{folder}: no block of the ledger certifies a state of round {checkpoint.round}")
+        audit.uncertified_checkpoints.append(round)
+        return
     if certifying.state[0].digest != digest(checkpoint.state):
         raise InvalidRecord(f"{folder}: holds another state than the one that block {certifying.round} certifies")
-    return checkpoint.round
+    audit.checkpoints.append(round)

@@ -232,13 +232,13 @@ def _config(contract: bytes) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Any]:
+def server() -> Any:
     """The process that peers are forked from, with torch and libp2p loaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch._dynamo", "tests.peer.peer_process", "btrain.adversary", "btrain.peer.shell", "btrain.p2p.network"]
     )
-    yield context
+    return context
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A real peer in a process of its own, forked from a server that has everything loaded; and how to kill it on the spot."""
+"""A real peer in a process of its own, forked from a server that has everything loaded; and how to kill it."""
 
 from __future__ import annotations
 

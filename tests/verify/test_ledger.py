@@ -169,10 +169,20 @@ def test_one_changed_byte_of_a_checkpoint_is_found(name: str, run_dir: Path) -> 
 
 
 def test_a_checkpoint_of_another_state_is_found(run_dir: Path) -> None:
-    old, *_, new = sorted((run_dir / "peer-0" / "checkpoints").iterdir())
-    loaded, round = load_checkpoint(old), load_checkpoint(new).round
-    save_checkpoint(run_dir / "peer-0" / "checkpoints", round, loaded.state, block=loaded.block)
+    old, *_, new = [load_checkpoint(folder) for folder in sorted((run_dir / "peer-0" / "checkpoints").iterdir())]
+    save_checkpoint(run_dir / "peer-0" / "checkpoints", new.round, old.state, block=new.block)
     with pytest.raises(VerificationError, match=r"round-\d+: holds another state"):
+        audit_ledger(run_dir / "peer-0")
+
+
+def test_what_a_peer_ended_with_passes_as_uncertified_and_beside_its_last_block_only(run_dir: Path) -> None:
+    folder = run_dir / "peer-0" / "checkpoints"
+    state = load_checkpoint(max(folder.iterdir())).state
+    first, *_, last = [stored.block for stored in read_ledger(run_dir / "peer-0" / "ledger")]
+    save_checkpoint(folder, 12, state, block=last, keep=9)
+    assert audit_ledger(run_dir / "peer-0").uncertified_checkpoints == [12]
+    save_checkpoint(folder, 12, state, block=first, keep=9)
+    with pytest.raises(VerificationError, match=r"round-00000012/block: is no block of the ledger"):
         audit_ledger(run_dir / "peer-0")
 
 
