@@ -1,7 +1,8 @@
 """How a run begins: the founders send Joins to one of them, who puts a genesis together that all of them sign.
 
 The assembler (the peer started without --join, or the first of the members listed in the contract) has no power over
-the run: the genesis names every founder and its chain, and a founder signs only one that has its own Join and x[0] in it.
+the run: the genesis names every founder and its chain, and a founder signs only one that has its own Join and x[0] in
+it.
 """
 
 from __future__ import annotations
