@@ -45,6 +45,7 @@ class Exchange:
     _started: set[tuple[bytes, int, int]] = field(default_factory=set)
     _fetching: set[bytes] = field(default_factory=set)
     _fetched: set[bytes] = field(default_factory=set)
+    _missed: set[bytes] = field(default_factory=set)  # nobody asked had them: not asked for again before `retry`
     _refused: set[bytes] = field(default_factory=set)
     _kept: set[bytes] = field(default_factory=set)
 
@@ -75,8 +76,8 @@ class Exchange:
             self.fetch(leaf_of(commits[worker], part), (worker, self.roles.owners[part]))
 
     def fetch(self, hash: bytes, sources: Iterable[PeerId]) -> None:
-        """Ask for a blob unless it is being asked for."""
-        if hash not in self._fetching:
+        """Ask for a blob unless it is being asked for, or was in vain a moment ago."""
+        if hash not in self._fetching and hash not in self._missed:
             self._fetching.add(hash)
             self._fetched.add(hash)
             self.desk.emit(FetchBlob(hash, tuple(dict.fromkeys(peer for peer in sources if peer != self.desk.me))))
@@ -86,8 +87,14 @@ class Exchange:
         return hash in self._fetching
 
     def arrived(self, hash: bytes) -> None:
-        """A blob came, or nobody asked had it: it may be asked for again."""
+        """A blob came, or nobody asked had it."""
         self._fetching.discard(hash)
+        if self.blobs.get(hash) is None:
+            self._missed.add(hash)
+
+    def retry(self) -> None:
+        """Let what nobody had be asked for again; once in a while, or a withheld part would be asked for without end."""
+        self._missed.clear()
 
     # --- reduction ---
 

@@ -176,6 +176,7 @@ class Round(Deciding):
     def timer(self, name: str, now: int) -> None:
         """A timer of this round; `name` without the round's prefix."""
         if name == "parts" and self.contribution is None and self._own_part is not None:
+            self.exchange.retry()
             self.exchange.pull(self._own_part, self.statements.commits, with_leaves(self.statements.commits))
             self._set_timer("missing", now + self.clock.delta_us)
         elif name == "missing" and self.contribution is None:
@@ -293,9 +294,11 @@ class Round(Deciding):
                     and isinstance(m.body, Result) and m.body.hash == entry.hash)  # fmt: skip
 
     def _fetch_results(self, now: int) -> None:
-        """Ask for result bytes that have not come: the aggregator first, then everybody who may have them."""
+        """Ask for bytes that have not come: results of the aggregator first, then of everybody; parts to reduce."""
         if self.contribution is None or self.block is not None:
             return
+        self.exchange.retry()
+        self._reduce_decided()
         for _, message in self._rightful_results():
             assert isinstance(message.body, Result)
             if not self.exchange.open_result(message):
