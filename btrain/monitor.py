@@ -19,6 +19,7 @@ from btrain.identity import short_id
 CLIPPED_SHARE_MAX = 0.4
 REFRESH_S = 0.25
 LINE_EVERY_S = 2.0
+LINES_MAX = 20
 NOTES_MAX = 8
 
 Event = Mapping[str, Any]
@@ -210,9 +211,14 @@ class Screen:
         if self._live is not None and now - self._shown_at >= REFRESH_S:
             self._live.update(self.board.table(), refresh=True)
             self._shown_at = now
-        elif self._live is None and now - self._shown_at >= LINE_EVERY_S and self.board.round > self._shown_round:
+        elif self._live is None and now - self._shown_at >= LINE_EVERY_S and self._progressed():
             self._say(self.board.line())
             self._shown_at, self._shown_round = now, self.board.round
+
+    def _progressed(self) -> bool:
+        """Whether a further line is due: about LINES_MAX of them tell a whole run."""
+        step = max(1, self.board.rounds // LINES_MAX)
+        return self.board.round >= self._shown_round + step and self.board.members > 0
 
     def __enter__(self) -> Self:
         if self._live is not None:
