@@ -93,7 +93,7 @@ class Exchange:
             self._missed.add(hash)
 
     def retry(self) -> None:
-        """Let what nobody had be asked for again; once in a while, or a withheld part would be asked for without end."""
+        """Let what nobody had be asked for again; once in a while: else a withheld part is asked for without end."""
         self._missed.clear()
 
     # --- reduction ---

@@ -36,8 +36,8 @@ class SharedLearning:
         training: Training = build_training(config, base=base)
         self.config = config.with_fingerprint(training.source.fingerprint())
         self._trainer, self._oracle, self._source = training
-        self._moment = self.first = Moment(self._trainer.parameters(), self._trainer.state_bytes())
         self._moments: weakref.WeakValueDictionary[bytes, Moment] = weakref.WeakValueDictionary()
+        self._moment = self.first = self._moment_of(self._trainer.state_bytes())
         self._gradients: OrderedDict[tuple[bytes, bytes, bool], Tensor] = OrderedDict()
 
     def learner(self) -> PeerLearner:
@@ -62,22 +62,26 @@ class SharedLearning:
         if later is None:
             self._go(moment)
             self._trainer.apply(update, step - 1)
-            later = self._moment = Moment(self._trainer.parameters(), self._trainer.state_bytes())
+            later = self._moment = self._moment_of(self._trainer.state_bytes())
             moment.later[key] = later
         return later
 
     def at(self, state: bytes) -> Moment:
         """The moment of these state bytes."""
-        key = digest(state)
-        moment = self._moments.get(key)
-        if moment is None:
-            self._trainer.load_state(state)
-            moment = self._moment = self._moments[key] = Moment(self._trainer.parameters(), state)
-        return moment
+        known = self._moments.get(digest(state))
+        if known is not None:
+            return known
+        self._trainer.load_state(state)
+        self._moment = self._moment_of(state)
+        return self._moment
 
     def evaluate(self, x: Tensor, samples: int | None = None) -> Evaluation:
         """Loss and metric at x on the held-out split."""
         return self._trainer.evaluate(samples, x)
+
+    def _moment_of(self, state: bytes) -> Moment:
+        """The moment at which the trainer stands, the one that others hold if there is one."""
+        return self._moments.setdefault(digest(state), Moment(self._trainer.parameters(), state))
 
     def _go(self, moment: Moment) -> None:
         if self._moment is not moment:

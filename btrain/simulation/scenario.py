@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.ledger import Block, Charter, LedgerState
 from btrain.protocol.quorum import byzantine_limit, validators_max
-from btrain.simulation.heap import LinkPlan, NetworkPlan
+from btrain.simulation.faults import Faults
+from btrain.simulation.heap import LinkPlan
 from btrain.simulation.learning import SharedLearning
 from btrain.simulation.report import (
     EvidenceKey,
@@ -150,14 +152,11 @@ class Scenario:
         return blocks, state
 
     def final(self) -> Final:
-        """Median over the honest active peers of the evaluation on the whole held-out split."""
-        _, state = self.ledger()
-        learners = {
-            peer: node.learner
-            for peer in self.world.honest
-            if (node := self.world.node(peer)) is not None and peer in state.roster.present
-        }
-        found = [self.learning.evaluate(learner.parameters()) for learner in learners.values()]
+        """Median over the honest peers that are up of the evaluation on the whole held-out split; NaN if none is."""
+        nodes = [node for node in map(self.world.node, self.world.honest) if node is not None]
+        found = [self.learning.evaluate(node.learner.parameters()) for node in nodes]
+        if not found:
+            return Final(math.nan, math.nan)
         loss = median(e.loss for e in found)
         return Final(loss, median(e.loss if e.metric is None else e.metric for e in found))
 
@@ -218,7 +217,7 @@ def stage(
     attack_from: int = 0,
     rounds: int | None = None,
     seed: int = 0,
-    plan: NetworkPlan | None = None,
+    faults: Faults | None = None,
     stop_when_banned: bool = False,
     base: Path | None = None,
 ) -> Scenario:
@@ -226,13 +225,14 @@ def stage(
     config = with_peers(config, peers, rounds)
     if byzantine > config.group.byzantine_max:
         raise ConfigError(f"--byzantine {byzantine}: {peers} peers can take at most {config.group.byzantine_max}")
-    keys = simulated_keys(seed, peers)
+    keys, faults = simulated_keys(seed, peers), faults or Faults()
     cast, behaviours = cast_attackers(keys, byzantine, attacks, attack_from, seed)
     learning = SharedLearning(config, base)
     world = World(
         charter_of(config), learning.learner, peers, seed=seed, byzantine=behaviours,
-        plan=plan or NetworkPlan(LINK), contract=learning.config.contract_bytes(),
+        plan=faults.network(keys, LINK), contract=learning.config.contract_bytes(),
     )  # fmt: skip
+    faults.schedule(world.heap, keys)
     for part in cast:
         if part.attack is not None and not part.byzantine:
             _Restarter(world, part.peer, random.Random(f"{seed}/{part.peer.hex()}")).arm()
@@ -274,7 +274,7 @@ def simulate(
     rounds: int | None = None,
     seed: int = 0,
     baseline: bool = False,
-    plan: NetworkPlan | None = None,
+    faults: Faults | None = None,
     stop_when_banned: bool = False,
     base: Path | None = None,
     on_round: Callable[[int], None] | None = None,
@@ -286,12 +286,12 @@ def simulate(
     """
     scenario = stage(
         config, peers=peers, byzantine=byzantine, attacks=attacks, attack_from=attack_from, rounds=rounds, seed=seed,
-        plan=plan, stop_when_banned=stop_when_banned, base=base,
+        faults=faults, stop_when_banned=stop_when_banned, base=base,
     )  # fmt: skip
     scenario.run(on_round)
     report = scenario.report()
     if not baseline:
         return report
-    honest = stage(config, peers=peers, rounds=rounds, seed=seed, plan=plan, base=base)
+    honest = stage(config, peers=peers, rounds=rounds, seed=seed, faults=faults, base=base)
     honest.run()
     return replace(report, loss_ratio=loss_ratio(report.final.loss, honest.final().loss))
