@@ -198,9 +198,10 @@ def slot_key(statement: Statement) -> bytes:
 class Verifier:
     """Checks signatures and remembers the envelopes that passed, so that a handed-on message costs one check."""
 
-    def __init__(self, cached_max: int = 20_000) -> None:
+    def __init__(self, cached_max: int = 20_000, cached_bytes_max: int = 64 * 2**20) -> None:
         self._passed: OrderedDict[bytes, Message] = OrderedDict()
-        self._cached_max = cached_max
+        self._cached_max, self._cached_bytes_max = cached_max, cached_bytes_max
+        self._cached_bytes = 0
 
     def open(self, data: bytes, run: bytes, group: int = 0) -> Message:
         """Parse and verify one envelope.
@@ -213,8 +214,9 @@ class Verifier:
         if known is None:
             known = _open(data)
             self._passed[key] = known
-            if len(self._passed) > self._cached_max:
-                self._passed.popitem(last=False)
+            self._cached_bytes += len(data)
+            while len(self._passed) > self._cached_max or self._cached_bytes > self._cached_bytes_max:
+                self._cached_bytes -= len(self._passed.popitem(last=False)[1].data)
         if (known.statement.run, known.statement.group) != (run, group):
             raise ForeignMessage(f"{known.statement.kind} of run {known.statement.run.hex()[:12]}")
         return known
