@@ -40,7 +40,7 @@ from btrain.simulation.decision import (
     items_digest,
     peer_ids,
 )
-from btrain.simulation.heap import Heap, NodeId
+from btrain.simulation.heap import Heap, Latency, NodeId
 
 D = 1_000
 INSTANTS = (0, 0, 1, D // 2, D - 1, D, D + 1, 2 * D - 1, 2 * D, 2 * D + 1, 3 * D, 4 * D, 6 * D, 7 * D - 1)
@@ -63,8 +63,11 @@ class Listening(Authority):
 class Coalition:
     """Byzantine members with one mind. `zeal` is the share of occasions it takes."""
 
-    def __init__(self, world: World, rng: random.Random, liars: Sequence[PeerId], honest: Sequence[PeerId]) -> None:
+    def __init__(
+        self, world: World, rng: random.Random, liars: Sequence[PeerId], honest: Sequence[PeerId], victim: PeerId
+    ) -> None:
         self.world = world
+        self.victim = victim
         self.rng = rng
         self.liars = liars
         self.honest = honest
@@ -232,27 +235,36 @@ class Schemer(Coalition):
 
     def begin(self) -> None:
         self.zeal = 1.0
+        electorate, liars = self.world.electorate, len(self.liars)
+        sizes = (electorate.fast_quorum - liars, electorate.quorum - liars, self.rng.randint(1, len(self.honest)))
+        size = max(1, min(self.rng.choice(sizes), len(self.honest)))
+        friends = self.rng.sample([peer for peer in self.honest if peer != self.victim], size - 1)
+        self.camp = frozenset((self.victim, *friends))
         self.others = [peer for peer in self.honest if peer not in self.camp] or list(self.honest)
         self.late = self.rng.sample(self.liars, self.rng.randint(1, len(self.liars)))
+        split = self.rng.random() < 0.5
         for peer in self.liars:
             audience = sorted(self.camp) if peer in self.late else list(self.honest)
             self.say(peer, audience, Item(item_key(peer), item_hash(peer)), self.rng.choice((0, D, 3 * D - 1)))
+            if split and peer in self.late:
+                self.say(peer, self.others, Item(item_key(peer), item_hash(peer, 1)), self.rng.choice((0, D, 4 * D)))
         if self.rng.random() < 0.5:
             self.prime()
-        self.release_at = self.rng.randint(1, 22) * D + self.rng.choice((-2, -1, 0, 1, 2, D // 2))
-        self.world.heap.call(self.release_at, self.release)
+        release_at = self.rng.choice((self.rng.randint(2, 6), self.rng.randint(1, 22))) * D
+        self.world.heap.call(release_at + self.rng.choice((-2, -1, 0, 1, 2, D // 2)), self.release)
 
     def prime(self) -> None:
         """First votes and Finals for nothing, so that the ones that matter are second ones."""
         for peer in self.liars:
-            audience, nothing = self.audience(), bytes([self.rng.randrange(256)]) * 32
+            audience = self.rng.choice((self.others, self.audience()))
+            nothing = bytes([self.rng.randrange(256)]) * 32
             for attempt in range(5):
                 self.say(peer, audience, Vote(attempt, nothing), 0)
             self.say(peer, audience, Final(nothing), 0)
 
     def release(self) -> None:
         """The votes of attempt 0 that were kept back go to one member or camp."""
-        target = self.rng.choice(([self.rng.choice(self.honest)], sorted(self.camp), self.others))
+        target = self.rng.choice(([self.victim], [self.victim], sorted(self.camp), self.others))
         for digest in self.digests.get(0, [])[:1]:
             for peer in self.liars:
                 self.say(peer, target, Vote(0, digest), self.world.heap.now)
@@ -283,7 +295,7 @@ class Schemer(Coalition):
         certified = [dict(certificate.items) for certificate in self.certificates(attempt)]
         everything = {item_key(peer): item_hash(peer) for peer in (*self.honest, *self.liars)}
         poorer = {key: value for key, value in everything.items() if key not in set(map(item_key, self.late))}
-        audiences = [sorted(self.camp), self.others, list(self.honest), [self.rng.choice(self.honest)]]
+        audiences = [sorted(self.camp), self.others, self.others, list(self.honest), [self.victim]]
         for _ in range(self.rng.choice((1, 1, 2))):
             items = self.rng.choice([everything, poorer, *certified])
             best = [c for c in self.certificates(attempt) if dict(c.items) == items]
@@ -304,12 +316,15 @@ class Schemer(Coalition):
             for member, digest in held.items():
                 for peer in self.liars:
                     self.say(peer, [member], Final(digest), self.world.heap.now)
+        elif self.rng.random() < 0.1:
+            for peer in self.liars:
+                self.say(peer, [self.victim], Final(payload.digest), self.world.heap.now)
 
 
-def latencies(rng: random.Random, honest: Sequence[PeerId]) -> dict[str, object]:
-    """How a run's network behaves: uniform, extreme, or slow between two camps."""
-    mood = rng.choice(("uniform", "extremes", "camps"))
-    camp = frozenset(rng.sample(honest, rng.randint(1, len(honest))))
+def latencies(rng: random.Random, honest: Sequence[PeerId], victim: PeerId) -> Latency:
+    """How a run's network behaves: uniform, extreme, slow between two camps, or slow to and from one member."""
+    mood = rng.choice(("uniform", "extremes", "camps", "victim"))
+    camp = frozenset([victim] if mood == "victim" else rng.sample(honest, rng.randint(1, len(honest))))
 
     def latency(src: NodeId, dst: NodeId, packet: object) -> int:
         if mood == "uniform":
@@ -318,7 +333,7 @@ def latencies(rng: random.Random, honest: Sequence[PeerId]) -> dict[str, object]
             return rng.choice((0, 1, D - 1, D))
         return D if (src in camp) != (dst in camp) else rng.randint(0, 1)
 
-    return {"latency": latency}
+    return latency
 
 
 def disturb(world: World, rng: random.Random, honest: Sequence[PeerId], at_once: int) -> set[PeerId]:
@@ -359,7 +374,8 @@ def run(
     byzantine = rng.randint(0, faulty_max - absent) if faults else faulty_max - absent
     liars, honest = sorted(shuffled[:byzantine]), sorted(shuffled[byzantine:])
     proposers = tuple(liars + honest if rng.random() < 0.5 else rng.sample(shuffled, len(shuffled)))
-    heap = Heap(seed, **latencies(rng, honest))  # type: ignore[arg-type]
+    victim = rng.choice(honest)
+    heap = Heap(seed, latency=latencies(rng, honest, victim))
     authority = Listening()
     electorate = Electorate(tuple(peers), frozenset(shuffled), faulty_max, proposers)
     world = World(heap, electorate, Timing(D, 3 * D, 7 * D), engine=engine, authority=authority)
@@ -369,7 +385,7 @@ def run(
         world.add_puppet(peer)
     if liars:
         minds = rng.choice((Coalition, Schemer))
-        coalition = authority.coalition = minds(world, rng, liars, honest)
+        coalition = authority.coalition = minds(world, rng, liars, honest, victim)
         coalition.begin()
     hit = disturb(world, rng, honest, faulty_max - absent - byzantine) if faults else set()
     heap.run(lambda: len(world.certified) == len(honest) or heap.now > 500 * D + skew)
