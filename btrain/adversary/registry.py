@@ -119,9 +119,10 @@ def _value(place: str, text: str, field: dataclasses.Field[Any]) -> Any:
         number = int(text) if whole else float(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number) or (whole and number < 0):
+    least = 1 if field.name == "every" else 0
+    if not math.isfinite(number) or (whole and number < least):
         raise ConfigError(
-            f"{place}: expected {'a whole number from 0 on' if whole else 'a finite number'}, got {text!r}"
+            f"{place}: expected {f'a whole number from {least} on' if whole else 'a finite number'}, got {text!r}"
         )
     return number
 
