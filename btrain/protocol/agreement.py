@@ -217,7 +217,7 @@ class Agreement(Attempts):
         if state.final is not None:
             self.out.sign(Final(state.final))
         if state.decided is not None:
-            self._hand_finals_on = True
+            self._finals_wanted_by = {None}
             self.out.emit(Decided(state.decided))
 
     def _beat(self) -> None:
@@ -254,8 +254,6 @@ class Agreement(Attempts):
         state = self.state
         envelopes = [envelope for digest in state.finals for envelope in state.finals_for(digest)]
         envelopes += self._quits_from(0)
-        if state.carrier is not None:
-            envelopes.append(state.carrier)
         for suggestion in state.proposals.get(state.attempt, []):
             envelopes.append(suggestion.envelope)
         envelopes += [envelope for _, (_, envelope) in sorted(state.votes.get(state.attempt, {}).items())]

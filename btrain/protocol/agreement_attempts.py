@@ -124,7 +124,7 @@ class Attempts(Knowledge):
         self.out.set_timer("propose", 2 * self.timing.delta_us)
 
     def _hand_on_certificate(self) -> None:
-        """Tell a certificate that the own count of votes has made, before it makes anything final.
+        """Tell everybody a certificate of the current attempt before it makes anything final.
 
         In attempt 0 only when somebody wishes to leave it: who enters attempt 1 has handed on Quits 2 Delta before.
         Where nobody does, Finals decide, and the bytes are spared.
@@ -133,9 +133,13 @@ class Attempts(Knowledge):
             self._tell_certificate()
 
     def _tell_certificate(self) -> None:
-        """In the Lock of the next attempt: a certificate of the current one is the highest that it can name."""
+        """In the own Lock of the next attempt: a certificate of the current one is the highest that it can name.
+
+        Single votes would not count where a double voter's other vote was first, nor would a liar's message that
+        carries the certificate where two others of his were known for its slot.
+        """
         state = self.state
-        if state.carrier is None and state.rank == state.attempt:
+        if state.rank == state.attempt:
             self.out.sign(Lock(state.attempt + 1, state.highest))
 
     def _answer_conflicts(self) -> None:
@@ -252,7 +256,7 @@ class Attempts(Knowledge):
         if self._undisturbed():
             self.out.set_timer("hand_on", self.timing.delta_us // 2)
         else:
-            self._hand_finals_on = True
+            self._finals_wanted_by = {None}
         self.out.emit(Decided(state.decided))
 
     def _undisturbed(self) -> bool:
@@ -266,6 +270,6 @@ class Attempts(Knowledge):
         if len(senders) > 2 * self.electorate.faulty_max or senders >= self.electorate.present:
             return
         if state.decided is not None:
-            self._hand_finals_on = True
+            self._finals_wanted_by = {None}
         else:
             self._tell_certificate()

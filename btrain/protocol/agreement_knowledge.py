@@ -23,8 +23,8 @@ class Knowledge:
         self.out = Outbox()
         self._own: dict[type, tuple[int, bytes]] = {}  # the latest own signed messages and their attempts
         self._asked_for: set[bytes] = set()
-        self._hand_finals_on = False
-        self._finals_handed_on = False
+        self._finals_wanted_by: set[PeerId | None] = set()  # None: by everybody
+        self._finals_sent_to: set[PeerId | None] = set()
 
     @property
     def final_certificate(self) -> tuple[bytes, ...] | None:
@@ -80,7 +80,7 @@ class Knowledge:
             return
         if state.decided is not None:
             if not isinstance(payload, Vote) or payload.attempt > 0:
-                self._hand_finals_on = True  # the sender goes on: it lacks them
+                self._want_finals(sender)
             return
         if sender == self.me:
             self._own[type(payload)] = (payload.attempt, envelope)
@@ -97,7 +97,7 @@ class Knowledge:
             if len(known) < 2 and all(suggestion.proposal != payload for suggestion in known):
                 known.append(Suggestion(self.rules.digest(dict(payload.items)), payload, envelope))
         if payload.certificate is not None:
-            self._adopt(payload.certificate, envelope)
+            self._adopt(payload.certificate)
 
     def _take_vote(self, sender: PeerId, vote: Vote, envelope: bytes) -> None:
         if self.state.in_window(vote.attempt):
@@ -109,19 +109,11 @@ class Knowledge:
         """Votes that certify in an attempt; in attempt 0 so many that two certificates cannot exist."""
         return self.electorate.fast_quorum if attempt == 0 else self.electorate.quorum
 
-    def _adopt(self, certificate: Certificate, carrier: bytes | None) -> None:
-        """Keep the highest certificate and hand on the message that brought it: all need it before they enter.
-
-        It is handed on whole. Vote by vote it would not arrive where a double voter's other vote was first.
-        """
-        state = self.state
-        if state.highest is not None and certificate.attempt <= state.highest.attempt:
-            return
-        state.highest = certificate
-        state.carrier = carrier
-        self.out.dirty = True
-        if carrier is not None:
-            self.out.emit(Forward((carrier,)))
+    def _adopt(self, certificate: Certificate) -> None:
+        """Keep the highest certificate."""
+        if certificate.attempt > self.state.rank:
+            self.state.highest = certificate
+            self.out.dirty = True
 
     def _count_votes(self) -> None:
         """Make a certificate of enough equal votes."""
@@ -135,7 +127,7 @@ class Knowledge:
                 self._ask_for(digest, voters)
             else:
                 votes = (ballots[voter][1] for voter in voters[: self._threshold(attempt)])
-                self._adopt(certificate_of(attempt, items, votes), None)
+                self._adopt(certificate_of(attempt, items, votes))
 
     # --- values and Finals ---
 
@@ -156,10 +148,24 @@ class Knowledge:
         return None
 
     def _hand_on_finals(self) -> None:
-        """Hand on the Finals of b+1 members, once; the own one is the first, by which the others know their digest."""
+        """Hand on the Finals of b+1 members, the own one first, by which the others know their digest.
+
+        Once to all; once more to each that shows later that it lacks them, as it may have begun only now.
+        """
         finals = self.state.finals.get(self.state.final or b"", {})
-        if self._hand_finals_on and not self._finals_handed_on and self.me in finals:
-            self._finals_handed_on = True
-            mine = finals[self.me]
-            others = [envelope for envelope in self.state.finals_for(self.state.final or b"") if envelope != mine]
-            self.out.emit(Forward((mine, *others[: self.electorate.faulty_max])))
+        if not self._finals_wanted_by or self.me not in finals:
+            return
+        mine = finals[self.me]
+        others = [envelope for envelope in self.state.finals_for(self.state.final or b"") if envelope != mine]
+        bundle = (mine, *others[: self.electorate.faulty_max])
+        for to in self._finals_wanted_by:
+            self.out.emit(Forward(bundle, to))
+        self._finals_sent_to |= self._finals_wanted_by
+        self._finals_wanted_by = set()
+
+    def _want_finals(self, by: PeerId) -> None:
+        """A member has shown that it lacks the Finals that decide."""
+        if None not in self._finals_sent_to:
+            self._finals_wanted_by = {None}
+        elif by not in self._finals_sent_to:
+            self._finals_wanted_by.add(by)

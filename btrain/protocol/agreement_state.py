@@ -31,7 +31,6 @@ class State(msgspec.Struct, array_like=True):
     quit: int = NONE  # the latest attempt this member wished to leave
     lock: int = NONE  # rank of the lock frozen at the entry of `attempt`
     highest: Certificate | None = None
-    carrier: bytes | None = None  # the signed message that brought `highest`, None if its votes came singly
     held: dict[str, bytes] = msgspec.field(default_factory=dict)
     frozen: dict[str, bytes] = msgspec.field(default_factory=dict)
     equivocated: set[str] = msgspec.field(default_factory=set)

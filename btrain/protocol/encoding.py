@@ -49,7 +49,7 @@ def decode(record: type[T], data: bytes, bytes_max: int) -> T:
         raise OversizedMessage(f"{record.__name__} of {len(data)} bytes, at most {bytes_max}")
     try:
         value: T = _decoder(record).decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(f"{record.__name__}: {error}") from error
     if encode(value) != data:
         raise NonCanonicalMessage(f"{record.__name__} is not in canonical form")

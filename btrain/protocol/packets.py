@@ -112,7 +112,7 @@ def decode_packet(data: bytes) -> AnyPacket:
         raise OversizedMessage(f"packet of {len(data)} bytes, at most {PACKET_BYTES_MAX}")
     try:
         packet: AnyPacket = _decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(f"packet: {error}") from error
     if encode_packet(packet) != data:
         raise NonCanonicalMessage("packet is not in canonical form")

@@ -18,7 +18,6 @@ from btrain.protocol.roles import Roles
 ENVELOPES_PER_PACKET = 12
 PACKET_ENVELOPE_BYTES = 48 * 1024
 RESULT_SETS_MAX = 3  # sets of contributors over which one member may sign results in a round
-LINKS_CHECKED_MAX = 4096  # answers remembered
 
 EnginePayload = Vote | Quit | Lock | Proposal | Final
 
@@ -33,7 +32,7 @@ class Statements:
         self.results: dict[bytes, dict[bytes, Message]] = {}  # ctx -> hash -> Result
         self.links: dict[PeerId, Message] = {}
         self._result_sets: dict[PeerId, list[bytes]] = {}
-        self._opens: dict[tuple[PeerId, bytes], bool] = {}
+        self._opens: set[tuple[PeerId, bytes]] = set()  # links found on their chains: one a member
 
     # --- what may stand in the round ---
 
@@ -82,12 +81,10 @@ class Statements:
 
     def opens(self, peer: PeerId, link: bytes) -> bool:
         """Whether the link is the one of this round on the peer's chain."""
-        known = self._opens.get((peer, link))
-        if known is None:
-            if len(self._opens) >= LINKS_CHECKED_MAX:
-                self._opens.clear()
-            known = self._opens[peer, link] = self.state.roster.opens(peer, link, self.state.round)
-        return known
+        key = (peer, link)
+        if key not in self._opens and self.state.roster.opens(peer, link, self.state.round):
+            self._opens.add(key)
+        return key in self._opens
 
     # --- keeping ---
 

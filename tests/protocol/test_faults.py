@@ -1,8 +1,8 @@
 """Whole runs under crashes, freezes, broken links and lossy networks: no fork, no false ban, and in the end progress.
 
-A run is a seed and a plan. `Run.to_the_end` checks after every run that honest ledgers agree and verify from the genesis,
-that parameters are equal after equal blocks, that nobody honest was banned or cut off by an honest peer, and that everybody
-finished.
+A run is a seed and a plan. `Run.to_the_end` checks after every run that honest ledgers agree and verify from the
+genesis, that parameters are equal after equal blocks, that nobody honest was banned or cut off by an honest peer, and
+that everybody finished.
 """
 
 from __future__ import annotations
