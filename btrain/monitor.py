@@ -35,6 +35,7 @@ class Row:
     status: str = "starting"
     role: str = ""
     round: int | None = None
+    trained: float | None = None
     loss: float | None = None
     metric: float | None = None
     clipped: float | None = None
@@ -104,6 +105,9 @@ class Board:
         if row.status != "banned":
             row.status = status
 
+    def _on_trained(self, source: str, row: Row, event: Event) -> None:
+        row.trained = event["loss"]
+
     def _on_evaluated(self, source: str, row: Row, event: Event) -> None:
         row.loss, row.metric = event.get("loss"), event.get("metric")
 
@@ -148,7 +152,11 @@ class Board:
         parts = [f"round {self.round:4d} of {self.rounds}"]
         loss, metric = self.median(lambda row: row.loss), self.median(lambda row: row.metric)
         clipped, seconds = self.median(lambda row: row.clipped), self.median(lambda row: row.seconds)
-        parts += [f"loss {loss:.3f}"] if loss is not None else []
+        trained = self.median(lambda row: row.trained)
+        if loss is not None:
+            parts.append(f"loss {loss:.3f}")
+        elif trained is not None:
+            parts.append(f"training loss {trained:.3f}")
         parts += [f"accuracy {metric:.3f}"] if metric is not None else []
         parts += [f"members {self.members}" + (f" ({len(self._banned)} banned)" if self._banned else "")]
         parts += [f"clipped {clipped:.0%}"] if clipped is not None else []
@@ -175,10 +183,15 @@ class Board:
             style = "red" if row.status == "banned" else "yellow" if row.status in {"absent", "failed"} else ""
             table.add_row(
                 Text(row.name), Text(row.attack), Text(row.role), "" if row.round is None else str(row.round),
-                "" if row.loss is None else f"{row.loss:.3f}", "" if row.clipped is None else f"{row.clipped:.0%}",
+                _number(row.trained if row.loss is None else row.loss),
+                "" if row.clipped is None else f"{row.clipped:.0%}",
                 Text(row.verdict), Text(row.status), style=style,
             )  # fmt: skip
         return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 class Screen:
@@ -231,7 +244,7 @@ class Screen:
         if self._live is not None:
             self._live.stop()
             self._live.console.print(self.board.table())
-        elif self.board.round > self._shown_round:
+        elif self.board.round > self._shown_round and self.board.members > 0:
             self._say(self.board.line())
 
 

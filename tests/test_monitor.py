@@ -91,6 +91,7 @@ def test_unknown_events_and_unknown_peers_are_taken_as_they_come() -> None:
 def test_without_a_terminal_there_are_lines_and_the_last_round_is_among_them() -> None:
     lines: list[str] = []
     with Screen(board(), lines.append, live=False) as screen:
+        screen.feed(A, {"event": "round", "round": 0, "role": "worker", "members": 3, "present": 3})
         for number in range(50):
             screen.feed(A, block(number))
         screen.feed(A, banned(C, 49))

@@ -9,6 +9,10 @@ import typer
 
 from btrain.cli.options import ConfigFile, Settings, overrides
 from btrain.cli.output import AsJson, output
+from btrain.config import RunConfig, contract_difference, load
+from btrain.errors import ContractError
+from btrain.identity import read_key
+from btrain.storage.run_directory import read_binding
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,8 +39,6 @@ def peer(
     as_json: AsJson = False,
 ) -> None:
     """Take part in a run: found it together with others, join it with --join, or return to it after a crash."""
-    from btrain.config import load
-
     with output(as_json) as out:
         given = overrides(
             settings, join=tuple(join) if join else None, run_dir=run_dir, identity=identity, listen=listen,
@@ -44,6 +46,7 @@ def peer(
         )  # fmt: skip
         loaded = load(config, given)
         loaded.require("model", "data", "optimizer")
+        _check_directory(loaded)
         from btrain.cli.solo import PeerScreen
         from btrain.peer import PeerOptions, run_peer
 
@@ -58,6 +61,24 @@ def peer(
             code = run_peer(loaded, options, screen.event)
         out.document(screen.document(code), screen.closing())
     raise typer.Exit(code)
+
+
+def _check_directory(config: RunConfig) -> None:
+    """What would end the peer later, found before torch is loaded: a wrong key, a directory of another run."""
+    run_dir, key = config.local.run_dir, config.local.identity_path
+    if key.exists():
+        read_key(key)
+    kept = run_dir / "config.yaml"
+    if read_binding(run_dir) is None or not kept.exists() or config.data is None:
+        return
+    before = load(kept)
+    if config.data.fingerprint is None and before.data is not None and before.data.fingerprint is not None:
+        config = config.with_fingerprint(before.data.fingerprint)
+    difference = contract_difference(config.contract_bytes(), before.contract_bytes())
+    if difference:
+        raise ContractError(
+            f"{run_dir}: belongs to a run under another contract: {difference}; name another --run-dir for a new run"
+        )
 
 
 def status(

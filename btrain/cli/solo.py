@@ -93,8 +93,8 @@ class PeerScreen:
     def closing(self) -> str:
         """The end in words."""
         final = self._document.get("final")
-        if final is None:
-            return "ended before the run began"
+        if final is None or "run_id" not in self._document:
+            return "left before the run began"
         loss = "" if final["loss"] is None else f", loss {final['loss']:.4f}"
         accuracy = "" if final["metric"] is None else f", accuracy {final['metric']:.4f}"
         done = "left after" if self._document["reason"] == "left" else "done:"
@@ -106,4 +106,6 @@ def _waiting(have: int | None, need: int) -> str:
     if have is None:
         return f"waiting to found the run together with {need - 1} other peers"
     more = need - have
+    if more <= 0:
+        return f"all {need} peers are here; they found the run"
     return f"waiting for {more} more peer{'' if more == 1 else 's'} ({have} of {need})"

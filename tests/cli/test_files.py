@@ -117,3 +117,22 @@ heavy = {"torch", "libp2p", "trio", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+
+
+def test_a_directory_of_another_run_is_refused_with_the_field_before_anything_is_loaded(tmp_path: Path) -> None:
+    file, run_dir = tmp_path / "run.yaml", tmp_path / "peer"
+    run("init", "gpt", "-o", file)
+    run_dir.mkdir()
+    (run_dir / "run.json").write_text('{"v":1,"contract":"00","identity":"x"}')
+    (run_dir / "config.yaml").write_text(load(file, ["seed=4"]).to_yaml())
+    code, _, stderr = run("peer", "--config", file, "--run-dir", run_dir)
+    assert code == 5 and str(run_dir) in stderr and "seed: 0 here, 4 there" in stderr
+
+
+def test_a_wrong_key_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    run("init", "gpt", "-o", file)
+    (tmp_path / "peer").mkdir()
+    (tmp_path / "peer" / "identity.key").touch(mode=0o600)
+    code, _, stderr = run("peer", "--config", file, "--run-dir", tmp_path / "peer")
+    assert code == 6 and "identity.key" in stderr
