@@ -6,36 +6,38 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
-from typing import Annotated, Final, Literal
-
-import msgspec
+from typing import Final, Literal
 
 from btrain.aggregation import Rule
 from btrain.protocol.agreement_messages import Final as FinalVote
+from btrain.protocol.blocks import (
+    Ban,
+    Block,
+    CertifiedState,
+    CommitEntry,
+    Complaint,
+    Founder,
+    Genesis,
+    LinkEntry,
+    ListedCharge,
+    ListedVerdict,
+    ResultEntry,
+    open_block,
+    open_genesis,
+)
 from btrain.protocol.encoding import (
     MEMBERS_MAX,
-    U8,
-    U16,
-    U32,
-    U64,
-    Hash,
     PeerId,
-    Record,
-    decode,
-    digest,
-    encode,
     sha256,
 )  # fmt: skip
 from btrain.protocol.errors import InconsistentMessage, InvalidCertificate
 from btrain.protocol.messages import (
-    PARTS_MAX,
     Admission,
     Charge,
     Commit,
     GenesisSignature,
     Message,
     Missing,
-    Text,
     Verdict,
     Verifier,
 )  # fmt: skip
@@ -43,133 +45,37 @@ from btrain.protocol.randomness import next_randomness
 from btrain.protocol.roles import Roles, draw_roles
 from btrain.protocol.roster import Roster, Seat
 
-BLOCK_BYTES_MAX = 4 * 2**20
-GENESIS_BYTES_MAX = 60 * 1024
-DECISIONS = ("contributors", "results", "block")
+__all__ = [
+    "GUILTY",
+    "INNOCENT",
+    "UNSURE",
+    "Ban",
+    "Block",
+    "CertifiedState",
+    "Charter",
+    "CommitEntry",
+    "Complaint",
+    "Contribution",
+    "Founder",
+    "Genesis",
+    "LedgerState",
+    "LinkEntry",
+    "ListedCharge",
+    "ListedVerdict",
+    "ResultEntry",
+    "build_block",
+    "check_certificate",
+    "check_genesis",
+    "items_digest",
+    "open_block",
+    "open_genesis",
+]
+
 BLOCK_DECISION = 2
 REPORTED_MS_MAX = 3_600_000
 INNOCENT: Final = 0  # votes of a verdict
 GUILTY: Final = 1
 UNSURE: Final = 2
-
-Members = Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-Listed = msgspec.Meta(max_length=MEMBERS_MAX * MEMBERS_MAX)
-
-
-class Founder(Record, frozen=True):
-    """A founding member and the published end of its hash chain."""
-
-    peer: Hash
-    chain_end: Hash
-
-
-class Genesis(Record, frozen=True):
-    """What all founders sign: the contract, who they are, and the model they start from. Its hash is the run's id."""
-
-    version: Literal[1]
-    contract: Annotated[bytes, msgspec.Meta(max_length=32 * 1024)]
-    nonce: Hash
-    numel: U64
-    x0: Hash
-    probe_norm: float
-    founders: Annotated[tuple[Founder, ...], msgspec.Meta(min_length=1, max_length=MEMBERS_MAX)]
-
-    @property
-    def run(self) -> bytes:
-        """The run's id."""
-        return digest(encode(self))
-
-
-class CommitEntry(Record, frozen=True):
-    """A Commit that the members agreed on, by the hash of its statement."""
-
-    peer: Hash
-    hash: Hash
-
-
-class ResultEntry(Record, frozen=True):
-    """The agreed bytes of a reduced part and who reduced them."""
-
-    part: U16
-    attempt: U16
-    aggregator: Hash
-    hash: Hash
-
-
-class LinkEntry(Record, frozen=True):
-    """An opened link."""
-
-    peer: Hash
-    link: Hash
-
-
-class Complaint(Record, frozen=True):
-    """`aggregator` lacked the part of `worker`."""
-
-    aggregator: Hash
-    worker: Hash
-
-
-class ListedCharge(Record, frozen=True):
-    """Who listed which charge in its Commit."""
-
-    member: Hash
-    charge: Charge
-
-
-class ListedVerdict(Record, frozen=True):
-    """Who voted how on which accusation in its Commit."""
-
-    member: Hash
-    verdict: Verdict
-
-
-class Ban(Record, frozen=True):
-    """A member proven guilty of `deed` in `round`; the hashes of the evidence that members listed."""
-
-    peer: Hash
-    deed: Text
-    round: U32
-    evidence: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-
-
-class CertifiedState(Record, frozen=True):
-    """Parameters and optimizer state at the start of `round`, by the digest that a quorum committed to."""
-
-    round: U32
-    digest: Hash
-
-
-class Block(Record, frozen=True):
-    """Everything that a round decided. Its hash excludes the certificate."""
-
-    version: Literal[1]
-    run: Hash
-    group: U16
-    round: U32
-    prev: Hash
-    commits: Annotated[tuple[CommitEntry, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-    missing: Annotated[tuple[Complaint, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-    contributors: Members
-    void: U8  # 0 no, 1 no contributors, 2 no results
-    results: Annotated[tuple[ResultEntry, ...], msgspec.Meta(max_length=PARTS_MAX)]
-    links: Annotated[tuple[LinkEntry, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-    randomness: Hash
-    charges: Annotated[tuple[ListedCharge, ...], Listed]
-    verdicts: Annotated[tuple[ListedVerdict, ...], Listed]
-    bans: Annotated[tuple[Ban, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-    admissions: Annotated[tuple[Admission, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
-    departures: Members
-    absences: Members
-    step: U32  # optimizer steps after this block
-    state: Annotated[tuple[CertifiedState, ...], msgspec.Meta(max_length=1)]
-    compute_ms: U32  # median of what the members reported, 0 before there is a history
-    transfer_ms: U32
-
-    @property
-    def hash(self) -> bytes:
-        """The block's id."""
-        return digest(encode(self))
 
 
 @dataclass(frozen=True)
@@ -398,33 +304,42 @@ def _bans(roster: Roster, charges: Sequence[ListedCharge], verdicts: Sequence[Li
     return tuple(bans[peer] for peer in sorted(bans))
 
 
+def _admissible(peer: PeerId, state: LedgerState) -> bool:
+    """Whether a peer may get a seat, or its own back."""
+    seat = state.roster.seat(peer)
+    if peer in state.roster.banned:
+        return False
+    if seat is not None:
+        return seat.absent and state.round + 1 >= seat.returns_at
+    return state.charter.admits(peer) and len(state.roster.seats) < MEMBERS_MAX
+
+
 def _admissions(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[Admission, ...]:
     """Seats that a quorum lists: absent members that may return, and peers that the policy admits."""
     counts = Counter(admission for body in bodies.values() for admission in set(body.admissions))
     admitted: dict[PeerId, Admission] = {}
     for admission, count in sorted(counts.items(), key=lambda item: (item[0].peer, item[0].chain_end)):
-        seat = state.roster.seat(admission.peer)
-        if count < state.roster.quorum or admission.peer in state.roster.banned:
-            continue
-        returning = seat is not None and seat.absent and state.round + 1 >= seat.returns_at
-        entering = seat is None and state.charter.admits(admission.peer) and len(state.roster.seats) < MEMBERS_MAX
-        if returning or entering:
+        if count >= state.roster.quorum and _admissible(admission.peer, state):
             admitted.setdefault(admission.peer, admission)
     return tuple(admitted.values())
 
 
-def _departures(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[PeerId, ...]:
-    """Seats given up in order, while at least 2 (b - bans) + 1 remain; others stay and are absent."""
-    counts = Counter(peer for body in bodies.values() for peer in set(body.departures))
+def _spare(state: LedgerState) -> int:
+    """How many seats may be freed: at least 2 (b - bans) + 1 remain."""
     floor = 2 * max(0, state.charter.byzantine_max - len(state.roster.banned)) + 1
-    spare = len(state.roster.seats) - floor
+    return max(0, len(state.roster.seats) - floor)
+
+
+def _departures(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[PeerId, ...]:
+    """Seats given up in order, while there are spare ones; others stay and are absent."""
+    counts = Counter(peer for body in bodies.values() for peer in set(body.departures))
     leaving = [p for p, count in sorted(counts.items()) if count >= state.roster.quorum and state.roster.seat(p)]
-    return tuple(leaving[: max(0, spare)])
+    return tuple(leaving[: _spare(state)])
 
 
 def _absences(state: LedgerState, contribution: Contribution, links: Mapping[PeerId, bytes]) -> tuple[PeerId, ...]:
     """Present members that sent no Commit in time, or committed and opened no link. A void decision blames nobody."""
-    if contribution.void:
+    if not contribution.commits:
         return ()
     return tuple(peer for peer in state.roster.present if peer not in contribution.commits or peer not in links)
 
@@ -436,37 +351,35 @@ def _check(block: Block, state: LedgerState) -> None:
         if not holds:
             raise InconsistentMessage(f"block {block.round}: {what}")
 
-    require(block.run == state.run, "run: belongs to another run")
+    roster = state.roster
+    require((block.run, block.group) == (state.run, 0), "run: belongs to another run or group")
     require(block.round == state.round, f"round: expected {state.round}")
     require(block.prev == state.head, "prev: is not the hash of the block before")
-    members = set(state.roster.members)
-    committed = {entry.peer for entry in block.commits}
-    require(committed <= set(state.roster.present), "commits: of a peer that is no present member")
-    require(set(block.contributors) <= committed, "contributors: not among the commits")
-    for link in block.links:
-        require(link.peer in committed, "links: of a member without a commit")
-        require(state.roster.opens(link.peer, link.link, block.round), f"links: {link.peer.hex()[:8]} is off its chain")
+    committed = [entry.peer for entry in block.commits]
+    linked = [entry.peer for entry in block.links]
+    for name, peers in (("commits", committed), ("links", linked), ("contributors", block.contributors)):
+        require(list(peers) == sorted(set(peers)), f"{name}: not in member order")
+    require(set(committed) <= set(roster.present), "commits: of a peer that is no present member")
+    out = {peer for complaint in block.missing for peer in (complaint.aggregator, complaint.worker)}
+    require(set(block.contributors) <= set(committed) - out, "contributors: not among the commits, or complained of")
+    require(set(linked) <= set(committed), "links: of a member without a commit")
+    for entry in block.links:
+        require(roster.opens(entry.peer, entry.link, block.round), f"links: {entry.peer.hex()[:8]} is off its chain")
     links = [entry.link for entry in block.links]
     require(block.randomness == next_randomness(state.randomness[1], block.round, links), "randomness")
-    require(block.bans == _bans(state.roster, block.charges, block.verdicts), "bans: do not follow from the votes")
-    require(
-        {c.member for c in block.charges} | {v.member for v in block.verdicts} <= committed, "votes: of a non-member"
-    )
-    require(set(block.absences) <= members and set(block.departures) <= members, "absences: of a non-member")
-    roles = state.roles()
-    parts = sorted(entry.part for entry in block.results)
-    require(parts == (list(range(roles.layout.parts)) if block.void == 0 else []), "results: not one for each part")
+    voters = {c.member for c in block.charges} | {v.member for v in block.verdicts}
+    require(voters <= set(committed), "votes: of a member without a commit")
+    require(block.bans == _bans(roster, block.charges, block.verdicts), "bans: do not follow from the votes")
+    absent = tuple(p for p in roster.present if p not in committed or p not in linked) if committed else ()
+    require(block.absences == absent, "absences: do not follow from commits and links")
+    require(len(block.departures) <= _spare(state), "departures: too few seats would be left")
+    require(set(block.departures) <= set(roster.members), "departures: of a non-member")
+    require(all(_admissible(entry.peer, state) for entry in block.admissions), "admissions: of one who may not enter")
+    parts = [entry.part for entry in block.results]
+    require(parts == (list(range(state.roles().layout.parts)) if block.void == 0 else []), "results: not one a part")
+    require(block.void <= 2, "void")
     require(block.step == state.step + (block.void == 0), "step")
-
-
-def open_block(data: bytes) -> Block:
-    """Decode a block's bytes."""
-    return decode(Block, data, BLOCK_BYTES_MAX)
-
-
-def open_genesis(data: bytes) -> Genesis:
-    """Decode a genesis' bytes."""
-    return decode(Genesis, data, GENESIS_BYTES_MAX)
+    require(all(certified.round == block.round for certified in block.state), "state: of another round")
 
 
 def check_genesis(genesis: Genesis, signatures: Sequence[bytes], verifier: Verifier) -> None:
