@@ -162,9 +162,11 @@ def test_one_attacker_among_four() -> None:
 
 
 def test_one_seed_gives_one_document() -> None:
+    attacks = ["nan", "restart_mid_round"]
+
     def document(seed: int) -> str:
-        options: dict[str, Any] = {"peers": 6, "byzantine": 2, "attacks": ["nan", "restart_mid_round"], "rounds": 6}
-        return json.dumps(simulate(digits(6), seed=seed, baseline=True, **options).document())
+        report = simulate(digits(6), peers=6, byzantine=2, attacks=attacks, attack_from=2, rounds=12, seed=seed)
+        return json.dumps(report.document())
 
     assert document(1) == document(1)
     assert document(1) != document(2)
