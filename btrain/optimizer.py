@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from btrain.run import Run
+from btrain.run import LoopError, Parameters, Run
 
 CONFIG_ENV = "BTRAIN_CONFIG"
 
@@ -24,12 +24,19 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, wrapped: torch.optim.Optimizer, run: Run | None = None) -> None:
         self.wrapped = wrapped
         if run is None and os.environ.get(CONFIG_ENV):
-            run = Run(os.environ[CONFIG_ENV])
+            run = Run(os.environ[CONFIG_ENV], model=Parameters(wrapped))
         self.run = run
-        self.defaults = wrapped.defaults
-        self._hook_for_profile: Any = None
         if run is not None:
             run.attach(wrapped)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else, hooks too, is the wrapped optimizer's."""
+        if name == "wrapped":  # while it is being copied
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
+
+    def __repr__(self) -> str:
+        return f"btrain.Optimizer({self.wrapped!r})"
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -61,9 +68,21 @@ class Optimizer(torch.optim.Optimizer):
         return self.wrapped.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Into the wrapped optimizer; in a run the certified state decides, so only alone."""
+        """Into the wrapped optimizer.
+
+        Raises:
+            LoopError: in a run, whose certified state alone decides.
+        """
+        if self.run is not None:
+            raise LoopError("in a run the optimizer's state is the one that the group certifies: it cannot be loaded")
         self.wrapped.load_state_dict(state_dict)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Into the wrapped optimizer; before the first step only, since the parameters are part of the contract."""
+        """Into the wrapped optimizer.
+
+        Raises:
+            LoopError: in a run, whose parameters are fixed when it begins.
+        """
+        if self.run is not None:
+            raise LoopError("in a run the parameters are fixed: add the group before btrain.Optimizer")
         self.wrapped.add_param_group(param_group)

@@ -33,6 +33,8 @@ from btrain.protocol.effects import (
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.member import Member
 
+SMALL_NUMEL = 32 * 1024  # a job on so few elements is done sooner than handed to a thread
+
 
 class Listener(Protocol):
     """What the executor tells its shell, in the trio thread."""
@@ -70,6 +72,7 @@ class Executor:
         self._filled = trio.Event()
         self._workers = trio.CapacityLimiter(2)
         self._audits = trio.CapacityLimiter(1)  # audits run beside the round and never before it
+        self._is_small = learning.trainer.numel <= SMALL_NUMEL
         self._nursery: trio.Nursery
 
     def give(self, effects: list[Effect]) -> None:
@@ -120,6 +123,9 @@ class Executor:
 
     def _compute(self, effect: Effect) -> None:
         match effect:
+            case Work(token, job) if self._is_small and token.startswith("round:"):
+                result = job()
+                self._listener.enter(lambda member: member.work_done(token, result, self._listener.now()))
             case Work(token, job):
                 self._nursery.start_soon(self._work, token, job)
             case Recompute(token, round, seed):

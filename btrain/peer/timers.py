@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import trio
@@ -16,11 +17,13 @@ class Timers:
         self._clock, self._ring = clock, ring
         self._due: dict[str, int] = {}
         self._changed = trio.Event()
+        self._wakes_us: float = math.inf  # when `run` looks again
 
     def set(self, name: str, at_us: int) -> None:
         """Set a timer, in place of one of the same name."""
         self._due[name] = at_us
-        self._changed.set()
+        if at_us < self._wakes_us:
+            self._changed.set()
 
     def cancel(self, name: str) -> None:
         """Forget a timer."""
@@ -30,11 +33,8 @@ class Timers:
         """Until cancelled. Whatever has arrived from the network is handled before a timer that is due."""
         while True:
             self._changed = trio.Event()
-            first = min(self._due.values(), default=None)
-            if first is None:
-                await self._changed.wait()
-                continue
-            with trio.move_on_after(max(0, first - self._clock.now()) / 1e6):
+            self._wakes_us = min(self._due.values(), default=math.inf)
+            with trio.move_on_after(max(0.0, self._wakes_us - self._clock.now()) / 1e6):
                 await self._changed.wait()
             now = self._clock.now()
             for name in sorted((n for n, at in self._due.items() if at <= now), key=lambda n: (self._due[n], n)):

@@ -127,7 +127,8 @@ class Founders:
             reason = "the run admits only the peers under group.members"
         if reason is not None:
             self.desk.send(Refusal(reason), sender)
-            raise InconsistentMessage(f"join of {message.sender.hex()[:8]}: {reason}")
+            self.desk.event("refused", peer=message.sender.hex(), reason=reason)
+            return
         if message.sender not in self.joins and self.proposal is None:
             self.joins[message.sender] = message
             self.desk.event("waiting", have=self.have, need=plan.start_when)

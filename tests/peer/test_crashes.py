@@ -6,24 +6,19 @@ import signal
 
 import pytest
 
-from tests.peer.conftest import Resident, Town
-
-
-def back_in_its_seat(peer: Resident, town: Town, since: int) -> bool:
-    """Whether it has trained again for a round that others decided after it was gone."""
-    return peer.contributed > since
+from tests.peer.conftest import Town
 
 
 def comes_back(town: Town, name: str, others: tuple[str, ...]) -> None:
     """Restart a peer in its directory, without --join: it finds the others, catches up and contributes."""
     gone_at = max(town.residents[other].height for other in others)
     peer = town.start(name)
-    town.until(lambda: back_in_its_seat(peer, town, gone_at))
+    town.until(lambda: peer.contributed > gone_at)
     last = peer.contributed
     town.until(lambda: min(town.residents[other].height for other in others) > last + 1)
 
 
-@pytest.mark.parametrize("victim", ["a", "c"])
+@pytest.mark.parametrize("victim", ["a", pytest.param("c", marks=pytest.mark.slow)])
 def test_a_killed_peer_is_not_missed_and_comes_back(town: Town, victim: str) -> None:
     town.config(4)
     peers = town.found("a", "b", "c", "d")
@@ -38,8 +33,13 @@ def test_a_killed_peer_is_not_missed_and_comes_back(town: Town, victim: str) -> 
     assert away in town.contributors(others[0], since=4)
 
 
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("kind", ["commit", "vote", "result", "reveal", "final"])
+PHASES = [(kind, after) for kind in ("commit", "vote", "result", "reveal", "final") for after in (False, True)]
+QUICK = {("commit", True), ("final", False)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "after"), [phase if phase in QUICK else pytest.param(*phase, marks=pytest.mark.slow) for phase in PHASES]
+)
 def test_killed_in_any_phase(town: Town, kind: str, after: bool) -> None:
     """The statement may have been made durable only, or have left: what was signed once is never signed anew."""
     town.config(4)

@@ -10,7 +10,7 @@ from btrain.checkpoint import latest_checkpoint
 from tests.peer.conftest import Town
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, 5])
+@pytest.mark.parametrize("count", [1, 3, *(pytest.param(count, marks=pytest.mark.slow) for count in (4, 5))])
 def test_peers_wait_for_each_other_and_train_to_the_end(town: Town, count: int) -> None:
     names = tuple("abcde"[:count])
     town.config(count, rounds=20, eval__every=5, local__checkpoints__every=8)

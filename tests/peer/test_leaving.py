@@ -22,7 +22,7 @@ def left_nothing(peer: Resident) -> None:
         socket.create_connection((address.host, address.port), timeout=5).close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_one_leaves_in_order_and_the_others_go_on(town: Town, number: int) -> None:
     town.config(4, group__byzantine_max=1)
     peers = town.found("a", "b", "c", "d")
