@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import subprocess
 import sys
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from btrain.cli.output import AsJson, output
-from btrain.errors import ConfigError
+from btrain.errors import BtrainError
 
 
 class Benchmark(StrEnum):
@@ -21,6 +21,10 @@ class Benchmark(StrEnum):
     AGGREGATE = "aggregate"
     ROUND = "round"
     ALL = "all"
+
+
+class BenchmarkFailed(BtrainError):
+    """A benchmark ended with an error, which it has told itself."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,15 +38,17 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure the codec, the reduction or whole rounds; further options go to the benchmark."""
-    with output(as_json):
+    with output(as_json) as out:
         names = [b for b in Benchmark if b is not Benchmark.ALL] if name is Benchmark.ALL else [name]
-        if as_json and len(names) > 1:
-            raise ConfigError("bench all: --json takes one benchmark at a time: quantize, aggregate or round")
-        for benchmark in names:
-            module = f"btrain.bench.{benchmark}"
-            if importlib.util.find_spec(module) is None:
-                raise ConfigError(f"bench {benchmark}: {module} is not there")
-            arguments = [*(["--json"] if as_json else []), *context.args]
-            code = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
-            if code:
-                raise typer.Exit(code)
+        documents = {str(benchmark): _run(benchmark, as_json, context.args) for benchmark in names}
+        out.document(documents if name is Benchmark.ALL else documents[name])
+
+
+def _run(benchmark: Benchmark, as_json: bool, arguments: list[str]) -> dict[str, Any]:
+    """Run one in a process of its own; with --json returns its document, else it writes to the screen itself."""
+    module = f"btrain.bench.{benchmark}"
+    command = [sys.executable, "-m", module, *(["--json"] if as_json else []), *arguments]
+    result = subprocess.run(command, check=False, stdout=subprocess.PIPE if as_json else None)
+    if result.returncode:
+        raise BenchmarkFailed(f"bench {benchmark}: ended with exit code {result.returncode}")
+    return dict(json.loads(result.stdout)) if as_json else {}
