@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from btrain.protocol.agreement_messages import VOID, Items
+from btrain.protocol.agreement_messages import VOID, Final, Items
 from btrain.protocol.contribution import contribution_of, item_key
 from btrain.protocol.deciding import Deciding, Post
 from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS, RULES, ResultsRules, link_key, links_of, result_key
@@ -130,7 +130,7 @@ class Round(Deciding):
         else:
             notice = self.desk.notice(message)
         self.statements.check_body(message)
-        if notice == "ignored":
+        if notice == "ignored" and not self._counts_once_more(message):
             return
         if isinstance(body, EnginePayload):
             self._on_engine(message, body, now)
@@ -139,6 +139,10 @@ class Round(Deciding):
         else:
             self.statements.keep(message)
             self._take(message, now)
+
+    def _counts_once_more(self, message: Message) -> bool:
+        """A liar's third Final may be among those that decided for somebody; the engine keeps few of them."""
+        return isinstance(message.body, Final) and self.engines[message.statement.index] is not None
 
     def _take(self, message: Message, now: int) -> None:
         """Act on a statement that was kept."""

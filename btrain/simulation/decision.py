@@ -75,6 +75,11 @@ def items_digest(items: Items) -> bytes:
     return hashlib.sha256(msgspec.msgpack.encode(item_pairs(items))).digest()
 
 
+def slot_of(sender: PeerId, payload: Payload) -> tuple[PeerId, str, int]:
+    """The slot of a signed message: its sender, kind and attempt."""
+    return (sender, type(payload).__name__, 0 if isinstance(payload, agreement.Final) else payload.attempt)
+
+
 class Authority:
     """Who has signed what. `doubles` lists the slots in which somebody signed two bodies."""
 
@@ -87,7 +92,7 @@ class Authority:
         """The signed envelope."""
         kind = type(payload).__name__
         envelope = msgspec.msgpack.encode((sender, kind, payload))
-        slot = (sender, kind, 0 if isinstance(payload, agreement.Final) else payload.attempt)
+        slot = slot_of(sender, payload)
         if self._slots.setdefault(slot, envelope) != envelope:
             self.doubles.add(slot)
         self._signed[envelope] = (sender, payload)
@@ -198,6 +203,7 @@ class MemberNode:
         self._begins_us = begins_us
         self._item_at_us = item_at_us
         self._connected_late = world.heap.now > 0
+        self._known: dict[tuple[PeerId, str, int], set[bytes]] = {}
         engine = world.engine
         if self.disk.snapshot is not None:
             self.engine = engine.restore(
@@ -295,7 +301,7 @@ class MemberNode:
 
     def _receive(self, envelope: bytes, now: int) -> None:
         opened = self.world.authority.open(envelope)
-        if opened is None:
+        if opened is None or self._third_of_its_slot(*opened, envelope):
             return
         try:
             effects = self.engine.receive(*opened, envelope, now)
@@ -303,6 +309,13 @@ class MemberNode:
             self.world.refused.append(error)
         else:
             self._drive(effects, now)
+
+    def _third_of_its_slot(self, sender: PeerId, payload: Payload, envelope: bytes) -> bool:
+        """Two bodies prove the double signer; more are not looked at, but for Finals, of which the engine keeps few."""
+        known = self._known.setdefault(slot_of(sender, payload), set())
+        if len(known) < 2:
+            known.add(envelope)
+        return envelope not in known and not isinstance(payload, agreement.Final)
 
     def _drive(self, effects: Sequence[Effect], now: int) -> None:
         for effect in effects:

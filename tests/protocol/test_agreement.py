@@ -335,6 +335,55 @@ def final_just_before_leaving(members: int, faulty_max: int, engine: type[Agreem
     return s
 
 
+class HandsOnCarriers(Agreement):
+    """Who was told a certificate hands on the liar's message that told it."""
+
+    def _take(self, sender: PeerId, payload: agreement.Payload, envelope: bytes) -> None:
+        rank = self.state.rank
+        super()._take(sender, payload, envelope)
+        if self.state.rank > rank:
+            self.out.emit(Forward((envelope,)))
+
+    def _tell_certificate(self) -> None:
+        pass
+
+
+def told_in_a_third_message(members: int, faulty_max: int, engine: type[Agreement]) -> Schedule:
+    """A member that has asked to leave is final by a certificate in a liar's Quit, his third for the others."""
+    s = Schedule(members, faulty_max, engine=engine, proposers=liars_first(members, faulty_max))
+    liar, voters = s.coalition[0], s.honest[: members // 2 + 1 - faulty_max]
+    s.withhold_item(liar, voters)
+    poorer, quitting = s.items(without=[liar]), ENTRY + 7 * D
+    s.propose(voters, 1, poorer, quitting - 3 * D // 2)
+
+    def tell() -> None:
+        nothing, certificate = s.certificate(1, s.items(), 0), s.certificate(2, poorer, 1)
+        for told in (None, nothing):
+            s.say(liar, s.honest[1:], Quit(1, told), quitting + 2)
+        s.say(liar, s.honest[:1], Quit(1, certificate), quitting + 2)
+
+    s.at(quitting + 2, tell)
+    s.delay(D, dst=s.honest[:1], kind=Quit, since_us=quitting)
+    s.delay(D, src=s.honest[:1], since_us=quitting + 2)
+    entry_2 = quitting + 2 * D + 3
+    s.at(entry_2 + 10, lambda: s.propose(s.honest[1:], 2, s.items(), entry_2 + 10))
+    s.vote(s.honest[1:], 2, s.items(), entry_2 + 11)
+    s.complete_finals(entry_2 + 2 * D - 10)
+    s.complete_finals(entry_2 + 2 * D + 30)
+    return s
+
+
+@pytest.mark.parametrize(("members", "faulty_max"), SIZES)
+@pytest.mark.parametrize(("engine", "forked"), [(Agreement, False), (HandsOnCarriers, True)])
+def test_who_is_final_told_the_certificate(
+    members: int, faulty_max: int, engine: type[Agreement], forked: bool
+) -> None:
+    s = told_in_a_third_message(members, faulty_max, engine)
+    s.run_to_the_end()
+    assert s.finished
+    assert s.forked is forked
+
+
 @pytest.mark.parametrize(("members", "faulty_max"), SIZES)
 def test_the_certificate_of_attempt_0_is_handed_on_when_somebody_quits(members: int, faulty_max: int) -> None:
     s = final_just_before_leaving(members, faulty_max, Agreement)

@@ -31,30 +31,40 @@ class Forgetful(Agreement):
         return cls(me, electorate, timing, rules, started_us)
 
 
+class ForgetfulAndSilent(Forgetful):
+    """Nor has it signed the certificates that it held."""
+
+    def _tell_certificate(self) -> None:
+        pass
+
+
 def power_cut_after_a_final_vote(members: int, faulty_max: int, engine: type[Agreement]) -> Schedule:
-    """One member is final in attempt 1, all hold its certificate, all lose power at once."""
+    """One member has decided in attempt 1, all hold its certificate, all lose power at once; it comes back late."""
     s = Schedule(members, faulty_max, engine=engine, proposers=liars_first(members, faulty_max))
     liar, voters = s.coalition[0], s.honest[: members // 2 + 1 - faulty_max]
     s.withhold_item(liar, voters)
     poorer = s.items(without=[liar])
     s.delay(D, src=voters[:1])
     s.propose(voters, 1, poorer, ENTRY + 1)
-    s.at(ENTRY + 2, lambda: s.say(liar, voters[:1], Quit(1, s.certificate(2, poorer, 1)), ENTRY + 2))
+    s.vote(voters[:1], 1, poorer, ENTRY + 2)
+    s.complete_finals(7 * D + 5)
     for peer in s.honest:
         s.heap.crash(peer, 7 * D + 10)
-        s.heap.restart(peer, 7 * D + 20)
+        s.heap.restart(peer, 40 * D if peer == voters[0] else 7 * D + 20)
+    for peer in s.coalition:
+        s.say(peer, s.honest[1:], Quit(0, None), 8 * D)
+        s.say(peer, s.honest[1:], Quit(1, None), 8 * D)
     s.propose(s.honest[1:], 2, s.items(), 20 * D)
     s.vote(s.honest[1:], 2, s.items(), 20 * D + 1)
-    s.say(liar, voters, Value(poorer), 21 * D)
-    s.delay(D, src=voters, since_us=21 * D)
-    s.complete_finals(22 * D - 10)
     s.complete_finals(22 * D + 10)
     return s
 
 
 @pytest.mark.parametrize(("members", "faulty_max"), SIZES)
-def test_a_power_cut_of_all_does_not_fork(members: int, faulty_max: int) -> None:
-    s = power_cut_after_a_final_vote(members, faulty_max, Agreement)
+@pytest.mark.parametrize("engine", [Agreement, Forgetful])
+def test_a_power_cut_of_all_does_not_fork(members: int, faulty_max: int, engine: type[Agreement]) -> None:
+    """Certificates are in the snapshot, and once more in what was signed."""
+    s = power_cut_after_a_final_vote(members, faulty_max, engine)
     s.run(7 * D + 5)
     assert len(set(s.finals().values())) == 1
     s.run_to_the_end()
@@ -64,8 +74,8 @@ def test_a_power_cut_of_all_does_not_fork(members: int, faulty_max: int) -> None
 
 
 @pytest.mark.parametrize(("members", "faulty_max"), SIZES)
-def test_a_power_cut_of_all_forks_without_the_snapshot(members: int, faulty_max: int) -> None:
-    s = power_cut_after_a_final_vote(members, faulty_max, Forgetful)
+def test_a_power_cut_of_all_forks_if_certificates_are_lost(members: int, faulty_max: int) -> None:
+    s = power_cut_after_a_final_vote(members, faulty_max, ForgetfulAndSilent)
     s.run_to_the_end()
     assert s.forked
 
