@@ -158,7 +158,7 @@ class Knowledge:
         mine = finals[self.me]
         others = [envelope for envelope in self.state.finals_for(self.state.final or b"") if envelope != mine]
         bundle = (mine, *others[: self.electorate.faulty_max])
-        for to in self._finals_wanted_by:
+        for to in sorted(self._finals_wanted_by, key=lambda peer: peer or b""):
             self.out.emit(Forward(bundle, to))
         self._finals_sent_to |= self._finals_wanted_by
         self._finals_wanted_by = set()
