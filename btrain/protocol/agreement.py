@@ -93,7 +93,7 @@ class Agreement(Attempts):
 
     def snapshot(self) -> bytes:
         """All that must survive a restart."""
-        return msgspec.msgpack.encode(self.state, order="deterministic")
+        return msgspec.msgpack.encode(self.state)
 
     @classmethod
     def restore(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from btrain.protocol.agreement_interface import Electorate, Forward, NeedValue, Rules
+from btrain.protocol.agreement_interface import Electorate, Forward, NeedValue, PushValue, Rules
 from btrain.protocol.agreement_messages import Certificate, Final, Items, Payload, Proposal, Quit, Vote, item_pairs
 from btrain.protocol.agreement_outbox import Outbox
 from btrain.protocol.agreement_state import State, Suggestion, certificate_of, most, valid_certificate
@@ -160,6 +160,7 @@ class Knowledge:
         bundle = (mine, *others[: self.electorate.faulty_max])
         for to in sorted(self._finals_wanted_by, key=lambda peer: peer or b""):
             self.out.emit(Forward(bundle, to))
+            self.out.emit(PushValue(self.state.decided or {}, to))
         self._finals_sent_to |= self._finals_wanted_by
         self._finals_wanted_by = set()
 

@@ -33,7 +33,7 @@ class State(msgspec.Struct, array_like=True):
     highest: Certificate | None = None
     held: dict[str, bytes] = msgspec.field(default_factory=dict)
     frozen: dict[str, bytes] = msgspec.field(default_factory=dict)
-    equivocated: set[str] = msgspec.field(default_factory=set)
+    equivocated: list[str] = msgspec.field(default_factory=list)
     quits: dict[PeerId, tuple[int, bytes]] = msgspec.field(default_factory=dict)  # each sender's latest
     first_finals: dict[PeerId, bytes] = msgspec.field(default_factory=dict)  # each sender's first digest
     finals: dict[bytes, dict[PeerId, bytes]] = msgspec.field(default_factory=dict)  # for these digests, of all senders
@@ -78,7 +78,8 @@ class State(msgspec.Struct, array_like=True):
 
     def drop_item(self, key: str) -> None:
         """Two bodies of this item are known: it counts as never sent."""
-        self.equivocated.add(key)
+        if key not in self.equivocated:
+            self.equivocated.append(key)
         self.held.pop(key, None)
         self.frozen.pop(key, None)
 
