@@ -212,6 +212,7 @@ class Shell:
         if member is None or self._stopped is not None:
             self._stop(Stop("left"))
             return
+        self._tell("leaving", round=member.state.round)
         self._executor.give(member.leave(self.now()))
         rounds_us = 2000 * (member.state.compute_ms + member.state.transfer_ms)
         self._timers.set("shell:left", self.now() + LEAVE_DELTAS * self.store.charter.message_us + rounds_us)
