@@ -216,3 +216,24 @@ def test_mistakes_in_the_setup_are_named() -> None:
     heap.run(100)
     with pytest.raises(SimulationError, match="past"):
         heap.call(50, lambda: None)
+
+
+def test_an_injected_packet_needs_no_link_but_a_running_node() -> None:
+    cut = Cut(frozenset("a"), frozenset("b"), 0, 1_000)
+    heap, _, log_b = pair(NetworkPlan(FIXED, cuts=(cut,)))
+    heap.freeze("b", 50, 100)
+    for at in (10, 60, 210):
+        heap.call(at, lambda at=at: heap.inject("a", "b", at))  # type: ignore[misc]
+    heap.crash("b", 200)
+    heap.restart("b", 300)
+    heap.run(900)
+    assert packets(log_b) == [(10, "packet", "a", 10), (100, "packet", "a", 60)]
+
+
+def test_a_chosen_latency_takes_the_place_of_the_draw() -> None:
+    heap = Heap(0, NetworkPlan(FIXED), latency=lambda src, dst, payload: 7 if payload == 1 else 3)
+    log: list[tuple[object, ...]] = []
+    heap.add("b", lambda port: Recorder(port, log))
+    heap.add("a", lambda port: Recorder(port, [], send_many(2)))
+    heap.run(100)
+    assert packets(log) == [(3, "packet", "a", 0), (7, "packet", "a", 1)]
