@@ -1,6 +1,6 @@
 # Everything runs in .venv, made here on first use from pyproject.toml (ranges) and constraints.txt (exact versions).
 #   make demo    eight local peers train digits, three attack and are banned
-#   make test    the test suite;   make test-slow   the tests that take minutes
+#   make test    the test suite;   make test-processes   with real peers;   make test-slow   what takes minutes
 #   make lint    ruff, mypy --strict, the import contracts
 #   make bench   the benchmark tables of docs/
 
@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 REFEREES := $(VENV)/.referees
 WORKERS ?= 2
 
-.PHONY: help env demo test test-slow lint format bench referees clean
+.PHONY: help env demo test test-processes test-slow lint format bench referees clean
 
 help:
 	@sed -n '1,5p' Makefile
@@ -35,6 +35,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+test-processes: $(READY)
+	$(BIN)/pytest -m "processes and not slow"
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --timeout 1800

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Before torch or numpy are imported anywhere: sums keep one order, and two workers on two cores do not fight.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -18,3 +20,23 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("btrain")
+
+# Real peers, sockets and clocks: they want the machine for themselves, so they have a target of their own.
+_OF_PROCESSES = (
+    "peer/",
+    "swarm/test_attacks.py",
+    "swarm/test_processes.py",
+    "p2p/test_hostile.py",
+    "p2p/test_network.py",
+    "p2p/test_processes.py",
+    "test_optimizer.py",
+    "test_run.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need the machine for themselves."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(_OF_PROCESSES):
+            item.add_marker(pytest.mark.processes)
