@@ -72,6 +72,7 @@ class Shell:
         self._fetching: Fetching
         self._finished: set[PeerId] = set()  # members that have said so
         self._done_at: int | None = None
+        self._round_us = 0  # how long the last round took
         self._members: frozenset[PeerId] = frozenset()
 
     # --- life ---
@@ -214,8 +215,8 @@ class Shell:
             return
         self._tell("leaving", round=member.state.round)
         self._executor.give(member.leave(self.now()))
-        rounds_us = 2000 * (member.state.compute_ms + member.state.transfer_ms)
-        self._timers.set("shell:left", self.now() + LEAVE_DELTAS * self.store.charter.message_us + rounds_us)
+        patience_us = LEAVE_DELTAS * self.store.charter.message_us + 2 * self._round_us
+        self._timers.set("shell:left", self.now() + patience_us)
 
     def _stop(self, stop: Stop) -> None:
         if self._stopped is None:
@@ -244,6 +245,8 @@ class Shell:
         """An event of the protocol, with the peer ids in it as text."""
         readable = {key: _readable(key, value) for key, value in fields.items()}
         self._tell(name, **readable)
+        if name == "block":
+            self._round_us = round(1e6 * sum(fields["seconds"].values()))
         if name in ("block", "caught_up", "banned") and self.member is not None:
             self._update_members()
             self._whereabouts.forget_all_but(set(self._members))
