@@ -39,6 +39,18 @@ def start_server() -> None:
                 os.environ[name] = value
 
 
+def stop_server() -> None:
+    """End the process that peers are forked from, and return when it is gone. No peer may be left.
+
+    By itself it ends only after this process, and not before it has loaded everything.
+    """
+    server = forkserver._forkserver  # type: ignore[attr-defined, unused-ignore]
+    pid = getattr(server, "_forkserver_pid", None)
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+        server._stop()
+
+
 def _preload() -> Sequence[str]:
     from btrain.swarm import child
 

@@ -14,11 +14,12 @@ from typing import Any
 from btrain.errors import BtrainError, ConfigError, ContractError, IdentityError, NetworkError
 from btrain.monitor import Board, Screen
 from btrain.peer.options import PeerOptions
+from btrain.protocol.quorum import quorum
 from btrain.simulation.report import Report
 from btrain.swarm.child import LOG
 from btrain.swarm.outcome import Outcome
 from btrain.swarm.plan import PlannedPeer, SwarmPlan
-from btrain.swarm.processes import LEAVE_GRACE_S, Processes, last_words, start_server
+from btrain.swarm.processes import LEAVE_GRACE_S, Processes, last_words, start_server, stop_server
 from btrain.swarm.report import compared, report_of, write_report
 
 TICK_S = 0.25
@@ -72,14 +73,17 @@ def run_swarm(plan: SwarmPlan, say: Say, *, live: bool) -> Closing:
     Raises SwarmFailed, and the ConfigError, NetworkError or IdentityError that kept a peer from starting.
     """
     start_server()
-    check_attacks(plan)
     interrupts = Interrupts()
-    with interrupts.counted():
-        swarm = Swarm(plan, say, interrupts, live=live)
-        report = swarm.run()
-        if plan.baseline and not interrupts.count:
-            say("once more without attackers")
-            report = compared(report, Swarm(plan.without_attackers(), say, interrupts, live=live).run())
+    try:
+        check_attacks(plan)
+        with interrupts.counted():
+            swarm = Swarm(plan, say, interrupts, live=live)
+            report = swarm.run()
+            if plan.baseline and not interrupts.count:
+                say("once more without attackers")
+                report = compared(report, Swarm(plan.without_attackers(), say, interrupts, live=live).run())
+    finally:
+        stop_server()
     write_report(plan.run_dir, report)
     names = {peer.peer_id: peer.name for peer in swarm.peers}
     errors = {o.peer.peer_id: o.error for o in swarm.outcomes.values() if o.error is not None}
@@ -88,7 +92,8 @@ def run_swarm(plan: SwarmPlan, say: Say, *, live: bool) -> Closing:
 
 def _exit_code(report: Report, swarm: Swarm) -> int:
     """0 if honest peers came to the end with the same parameters and nobody honest was banned."""
-    ended = any(o.finished is not None for o in swarm.outcomes.values() if not o.peer.byzantine)
+    honest = [outcome for outcome in swarm.outcomes.values() if not outcome.peer.byzantine]
+    ended = any(o.finished is not None and o.finished["reason"] != "left" for o in honest)
     return 0 if ended and report.digests_equal and not report.false_bans else SwarmFailed.exit_code
 
 
@@ -207,6 +212,8 @@ class Swarm:
         running = self.processes.running
         if self._stopping:
             return not self.processes.alive()
+        if self._hopeless():
+            return True
         for name, outcome in self.outcomes.items():
             ended = name in running and self.processes.ended(name)
             if ended and not outcome.founded and outcome.finished is None and not outcome.peer.byzantine:
@@ -215,6 +222,18 @@ class Swarm:
                 raise kind(f"{name}: {outcome.error or 'ended before the run began'}")
         honest = [name for name, outcome in self.outcomes.items() if not outcome.peer.byzantine]
         return all(name in running and self.processes.ended(name) for name in honest)
+
+    def _hopeless(self) -> bool:
+        """Whether too few members are left to certify anything, so that the others would wait for ever."""
+        members = self.screen.board.members  # known from the first round on, when all have been started
+        if not members or any(outcome.finished is not None for outcome in self.outcomes.values()):
+            return False
+        banned = self._banned()
+        gone = [o for n, o in self.outcomes.items() if self.processes.ended(n) and o.peer.peer_id not in banned]
+        if members - len(gone) >= quorum(members):
+            return False
+        self.screen.say(f"{len(gone)} of {members} members are gone: nothing can be certified any more")
+        return True
 
     def _interrupted(self) -> None:
         if self.interrupts.count == self._stopping:

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from btrain.templates import template
 
+Btrain = Callable[..., subprocess.Popen[str]]
+
 FOUR = ("swarm", "--peers", "4", "--set", "deadlines.message=2s")
-
-
-def btrain(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start the command in a session of its own, so that every process it makes can be found."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "btrain", *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def members_of(session: int) -> list[int]:
@@ -59,6 +50,31 @@ def reached_round(folder: Path, round: int) -> bool:
 
 
 @pytest.fixture
+def btrain() -> Iterator[Btrain]:
+    """Starts the command in a session of its own, so that every process it makes is found and ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "btrain", *arguments],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        for member in members_of(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the run.yaml of the digits."""
     (tmp_path / "run.yaml").write_text(template("digits"))
@@ -66,7 +82,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(300)
-def test_a_swarm_trains_ends_and_verifies(folder: Path) -> None:
+def test_a_swarm_trains_ends_and_verifies(btrain: Btrain, folder: Path) -> None:
     process = btrain(*FOUR, "--run-dir", "run", "--set", "rounds=5", "--json", cwd=folder)
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
@@ -75,7 +91,7 @@ def test_a_swarm_trains_ends_and_verifies(folder: Path) -> None:
     assert [peer["status"] for peer in document["peers"]] == ["active"] * 4
     assert document["seconds_by_phase"] and document["bytes_sent_per_parameter"] > 0
     assert json.loads((folder / "run" / "report.json").read_text()) == document
-    assert not members_of(process.pid)
+    assert eventually(lambda: not members_of(process.pid), 5)
     audit = btrain("audit", "run", "--json", cwd=folder)
     stdout, stderr = audit.communicate(timeout=100)
     assert audit.returncode == 0, stdout
@@ -83,20 +99,21 @@ def test_a_swarm_trains_ends_and_verifies(folder: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_ctrl_c_leaves_in_order_and_leaves_nothing(folder: Path) -> None:
+def test_ctrl_c_leaves_in_order_and_leaves_nothing(btrain: Btrain, folder: Path) -> None:
     process = btrain(*FOUR, "--run-dir", "run", "--set", "rounds=5000", cwd=folder)
     assert eventually(lambda: reached_round(folder / "run", 2), 150)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stdout + stderr
-    assert not members_of(process.pid)
+    assert eventually(lambda: not members_of(process.pid), 5)
     for events in (folder / "run").glob("peer-*/events.jsonl"):
         assert '"event":"finished","reason":"left"' in events.read_text()
 
 
 @pytest.mark.slow
-def test_peers_end_when_their_parent_is_killed(folder: Path) -> None:
+@pytest.mark.timeout(600)
+def test_peers_end_when_their_parent_is_killed(btrain: Btrain, folder: Path) -> None:
     process = btrain(*FOUR, "--run-dir", "run", "--set", "rounds=5000", cwd=folder)
     assert eventually(lambda: reached_round(folder / "run", 2), 150)
     os.kill(process.pid, signal.SIGKILL)
@@ -105,7 +122,8 @@ def test_peers_end_when_their_parent_is_killed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_peer_that_is_killed_is_reported_and_the_others_go_on(folder: Path) -> None:
+@pytest.mark.timeout(600)
+def test_a_peer_that_is_killed_is_reported_and_the_others_go_on(btrain: Btrain, folder: Path) -> None:
     process = btrain(*FOUR, "--run-dir", "run", "--set", "rounds=40", "--json", cwd=folder)
     assert eventually(lambda: reached_round(folder / "run", 2), 150)
     victim = int((folder / "run" / "peer-2" / "lock").read_text())
@@ -119,7 +137,20 @@ def test_a_peer_that_is_killed_is_reported_and_the_others_go_on(folder: Path) ->
 
 
 @pytest.mark.slow
-def test_a_peer_restarted_in_the_middle_of_a_round_returns_without_a_ban(folder: Path) -> None:
+@pytest.mark.timeout(600)
+def test_without_a_quorum_the_swarm_says_so_and_ends(btrain: Btrain, folder: Path) -> None:
+    process = btrain(*FOUR, "--run-dir", "run", "--set", "rounds=5000", "--json", cwd=folder)
+    assert eventually(lambda: reached_round(folder / "run", 2), 150)
+    for name in ("peer-1", "peer-2"):
+        os.kill(int((folder / "run" / name / "lock").read_text()), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 1 and "2 of 4 members are gone" in stderr
+    assert json.loads(stdout)["digests_equal"] and not members_of(process.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_peer_restarted_in_the_middle_of_a_round_returns_without_a_ban(btrain: Btrain, folder: Path) -> None:
     process = btrain(
         *FOUR, "--byzantine", "1", "--attack", "restart_mid_round", "--run-dir", "run", "--set", "rounds=60", "--json",
         cwd=folder,
@@ -143,7 +174,7 @@ def test_a_peer_restarted_in_the_middle_of_a_round_returns_without_a_ban(folder:
     ],
 )
 def test_wrong_uses_end_soon_with_a_clear_message(
-    arguments: tuple[str, ...], code: int, words: list[str], folder: Path
+    arguments: tuple[str, ...], code: int, words: list[str], btrain: Btrain, folder: Path
 ) -> None:
     process = btrain(*FOUR, "--run-dir", "run", *arguments, cwd=folder)
     _, stderr = process.communicate(timeout=60)
