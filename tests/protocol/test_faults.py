@@ -94,7 +94,7 @@ def test_halves_without_a_quorum_stand_still_and_go_on_together(run: Run) -> Non
 
 
 def test_a_newcomer_follows_gets_a_seat_and_works(run: Run) -> None:
-    world = run.world(4, 40, seed=2)
+    world = run.world(4, 26, seed=2)
     key = SigningKey.from_seed(bytes([7]) * 32)
     world.add_newcomer(key, SECOND)
     run.to_the_end(world)
@@ -105,9 +105,9 @@ def test_a_newcomer_follows_gets_a_seat_and_works(run: Run) -> None:
 
 
 def test_who_enters_late_starts_from_the_certified_state(run: Run) -> None:
-    world = run.world(4, 60, seed=2, state_sync_every=8, custody_rounds=8)
+    world = run.world(4, 44, seed=2, state_sync_every=8, custody_rounds=8)
     key = SigningKey.from_seed(bytes([9]) * 32)
-    world.add_newcomer(key, 6 * SECOND)
+    world.add_newcomer(key, 4 * SECOND)
     run.to_the_end(world)
     assert any(name == "state_loaded" for _, name, _ in world.identities[key.public_key].events)
 
@@ -139,7 +139,7 @@ def test_who_sleeps_through_the_last_rounds_finishes_too(run: Run) -> None:
 
 
 def test_absent_members_return_after_their_strikes(run: Run) -> None:
-    faults = Faults((Outage(1, "crash", 600_000, 8 * SECOND),))
+    faults = Faults((Outage(1, "crash", 600_000, 12 * SECOND),))
     world = run.to_the_end(run.world(4, 60, seed=9, faults=faults), faults)
     blocks = world.blocks(world.honest[0])
     absent = next(block.round for block in blocks if block.absences)
@@ -167,7 +167,7 @@ KINDS = st.sampled_from(("rolling", "power", "lossy"))
 SIZES = st.sampled_from((1, 2, 3, 4, 5, 8))
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 2**32), peers=SIZES, kind=KINDS)
 def test_any_plan_within_the_bound_ends_well(run: Run, seed: int, peers: int, kind: str) -> None:
     _random_run(run, seed, peers, kind)
