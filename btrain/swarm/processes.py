@@ -48,7 +48,7 @@ def stop_server() -> None:
     pid = getattr(server, "_forkserver_pid", None)
     if pid is not None:
         os.kill(pid, signal.SIGKILL)
-        server._stop()
+        server._stop()  # type: ignore[attr-defined, unused-ignore]
 
 
 def _preload() -> Sequence[str]:
