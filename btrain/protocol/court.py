@@ -22,7 +22,7 @@ from btrain.protocol.errors import InconsistentMessage, InvalidEvidence, NotAMem
 from btrain.protocol.evidence import Finding, bundle, named_deed, open_evidence, verify_evidence
 from btrain.protocol.exchange import leaf_of
 from btrain.protocol.ledger import GUILTY, Ban, Block, Charter, Contribution, Genesis, LedgerState
-from btrain.protocol.messages import LISTED_MAX, Accusation, Charge, Commit, Message, Verdict
+from btrain.protocol.messages import LISTED_MAX, Accusation, Charge, Commit, Message, Result, Verdict
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.roles import Roles
 from btrain.protocol.roster import Roster
@@ -137,7 +137,9 @@ class Court:
         result, contribution = record.results[part], record.contribution
         if result.sender == self.desk.me:
             return
-        leaves = {worker: leaf_of(contribution.commits[worker], part) for worker in contribution.workers}
+        assert isinstance(result.body, Result)
+        workers = [worker for worker in contribution.workers if worker not in result.body.without]
+        leaves = {worker: leaf_of(contribution.commits[worker], part) for worker in workers}
         numel = record.roles.layout.part_numel(part)
         check = PartCheck(token, part, numel, result, leaves, (result.sender,), self.charter.rule)
         self.checks[token] = check

@@ -64,7 +64,7 @@ class Deciding:
         """This member."""
         return self.desk.me
 
-    def _entered(self) -> None:
+    def _entered(self, now: int) -> None:
         """A further attempt has begun."""
         raise NotImplementedError
 
@@ -123,7 +123,7 @@ class Deciding:
                 case engine_effects.CancelTimer(name):
                     self.desk.emit(CancelTimer(f"round:{self.round}:{index}:{name}"))
                 case engine_effects.Entered():
-                    self._entered()
+                    self._entered(now)
                 case engine_effects.Decided(items):
                     self._decided[index] = items
                     self._show_dissent(index, items)

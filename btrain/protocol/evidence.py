@@ -165,7 +165,7 @@ def _wrong_reduction(evidence: Evidence, genesis: Genesis, messages: list[Messag
     _require(result.part < parts, "wrong_reduction: there is no such part")
     by_hash = {digest(blob): blob for blob in evidence.blobs}
     inputs: dict[PeerId, bytes] = {}
-    for worker in contribution.workers:
+    for worker in (peer for peer in contribution.workers if peer not in result.without):
         commit = contribution.commits[worker].body
         assert isinstance(commit, Commit)
         _require(commit.leaves[result.part] in by_hash, f"wrong_reduction: the part of {worker.hex()[:8]} is missing")

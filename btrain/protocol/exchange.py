@@ -42,6 +42,7 @@ class Exchange:
     opened: dict[tuple[int, bytes], QuantizedBlocks] = field(default_factory=dict)  # checked results by part and hash
     illegal: list[tuple[str, Message, bytes]] = field(default_factory=list)  # (deed, statement, bytes)
     clipped_share: float = 0.0
+    without: dict[tuple[bytes, int, int], tuple[PeerId, ...]] = field(default_factory=dict)  # (ctx, part, attempt)
     _started: set[tuple[bytes, int, int]] = field(default_factory=set)
     _fetching: set[bytes] = field(default_factory=set)
     _fetched: set[bytes] = field(default_factory=set)
@@ -98,15 +99,16 @@ class Exchange:
 
     # --- reduction ---
 
-    def reduce(self, part: int, attempt: int, contribution: Contribution) -> None:
-        """Reduce a part over the contributors, all of whose bytes are here."""
+    def reduce(self, part: int, attempt: int, contribution: Contribution, without: tuple[PeerId, ...] = ()) -> None:
+        """Reduce a part over the contributors, all of whose bytes are here but those of `without`."""
         key = (contribution.ctx, part, attempt)
         if key in self._started:
             return
         self._started.add(key)
+        self.without[key] = without
         inputs: dict[PeerId, bytes] = {}
         numel, rule = self.roles.layout.part_numel(part), self.rule
-        for worker in contribution.workers:
+        for worker in (peer for peer in contribution.workers if peer not in without):
             leaf = leaf_of(contribution.commits[worker], part)
             data = self.blobs.get(leaf)
             assert data is not None, "a reduction starts when every part is here"

@@ -100,11 +100,16 @@ class Missing(Record, frozen=True):
 
 
 class Result(Record, frozen=True):
-    """A reduced part: the hash of its bytes and the contributors' coefficients (float64 bits), in member order."""
+    """A reduced part: the hash of its bytes and the contributors' coefficients (float64 bits), in member order.
+
+    `without`: contributors whose bytes nobody gave to an aggregator of a later attempt, at most b. They are left out:
+    whoever is dropped so, the rest keeps its honest majority, and who withholds a part cannot void the round.
+    """
 
     part: U16
     hash: Hash
     coefficients: Annotated[tuple[float, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+    without: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)] = ()
 
 
 class Reveal(Record, frozen=True):

@@ -185,6 +185,8 @@ class Round(Deciding):
             self._set_timer("missing", now + self.clock.delta_us)
         elif name == "missing" and self.contribution is None:
             self._complain(now)
+        elif name == "without":
+            self._reduce_decided(patient=False)
         elif name == "fetch":
             self._fetch_results(now)
         elif name == "bodies":
@@ -225,8 +227,10 @@ class Round(Deciding):
     def _all_here(self) -> bool:
         return len(self.statements.commits) == len(self.roles.present) and self.holds_own_parts()
 
-    def _reduce_decided(self) -> None:
-        """Reduce the parts that fall to this member in the current attempt of `results`."""
+    def _reduce_decided(self, *, patient: bool = True) -> None:
+        """Reduce the parts that fall to this member in the current attempt of `results`; in later attempts, at last,
+        without what nobody has given.
+        """
         contribution, engine = self.contribution, self.engines[RESULTS]
         if contribution is None or engine is None or self._decided[RESULTS] is not None:
             return
@@ -235,10 +239,13 @@ class Round(Deciding):
                 continue
             if engine.attempt > 0 and self._has_result(part):
                 continue
-            if self.exchange.lacking(part, contribution.commits, contribution.workers):
+            lacking = self.exchange.lacking(part, contribution.commits, contribution.workers)
+            if not lacking:
+                self.exchange.reduce(part, engine.attempt, contribution)
+            elif patient or engine.attempt == 0 or len(lacking) > self.roster.faulty_max:
                 self.exchange.pull(part, contribution.commits, contribution.workers)
             else:
-                self.exchange.reduce(part, engine.attempt, contribution)
+                self.exchange.reduce(part, engine.attempt, contribution, tuple(lacking))
 
     def _has_result(self, part: int) -> bool:
         assert self.contribution is not None
@@ -247,7 +254,11 @@ class Round(Deciding):
 
     def _publish(self, part: int, attempt: int, ctx: bytes, reduced: ReducedPart, now: int) -> None:
         reduced = self.behaviour.reduced(reduced, part, self)
-        body = Result(part, self.exchange.publish(reduced, self.roster.members), reduced.coefficients)
+        hash, without = (
+            self.exchange.publish(reduced, self.roster.members),
+            self.exchange.without.get((ctx, part, attempt), ()),
+        )
+        body = Result(part, hash, reduced.coefficients, without)
         message = self.desk.sign(
             self.desk.statement(body, prev=self.state.head, round=self.round, attempt=attempt, index=part, ctx=ctx)
         )
@@ -322,8 +333,9 @@ class Round(Deciding):
 
     # --- decisions ---
 
-    def _entered(self) -> None:
+    def _entered(self, now: int) -> None:
         self._reduce_decided()
+        self._set_timer("without", now + self.clock.timing(RESULTS).delta_us)
 
     def _check_decided(self, now: int) -> None:
         """Act on a decision once the bodies of its items are here; ask for those that are not."""

@@ -76,6 +76,11 @@ class Statements:
         elif isinstance(body, Missing):
             if roles.owned(sender) is None or body.worker not in roles.workers or body.worker == sender:
                 raise NotAMember(f"{place}, which aggregates nothing that {body.worker.hex()[:8]} sends")
+        elif isinstance(body, Result):
+            allowed = 0 if message.statement.attempt == 0 else self.state.roster.faulty_max
+            ordered = list(body.without) == sorted(set(body.without) & set(roles.workers))
+            if len(body.without) > allowed or not ordered:
+                raise InconsistentMessage(f"{place} without {len(body.without)} contributors, at most {allowed}")
         elif isinstance(body, Reveal) and not self.opens(sender, body.link):
             raise InconsistentMessage(f"{place} is not on its chain")
 

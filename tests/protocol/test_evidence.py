@@ -145,6 +145,11 @@ def test_a_reduction_that_is_not_what_the_parts_give(case: Case) -> None:
     assert not case.holds(evidence(digest(b"other"), right.coefficients, digest(b"others"), blobs))
     assert not case.holds(evidence(digest(b"other"), right.coefficients, ctx, blobs[:3]))
     assert not case.holds(evidence(digest(b"other"), right.coefficients, ctx, blobs, part=3))
+    some = {peer: parts for peer, parts in inputs.items() if peer != case.world.keys[3].public_key}
+    less = reduce_committed(some, LAYOUT.part_numel(1), case.run.rule)
+    body = Result(1, digest(less.data), less.coefficients, (case.world.keys[3].public_key,))
+    result = case.sign(0, "result", body, ctx=ctx, index=1, attempt=1)
+    assert not case.holds(case.bundle("wrong_reduction", [result, *statements], list(some.values())))
     fewer = case.sign(0, "result", Result(1, digest(b"other"), ()), ctx=ctx, index=1)
     assert not case.holds(case.bundle("wrong_reduction", [fewer, *statements[:3]], blobs))
 

@@ -185,3 +185,13 @@ def test_a_coalition_as_large_as_it_may_be(run: Run, name: str) -> None:
     coalition = frozenset(keys[index].public_key for index in members)
     byzantine = {i: get_adversary(name, coalition=coalition, attack_from=1, seed=7) for i in members}
     finish(run, run.world(peers, 6, seed=7, byzantine=byzantine))
+
+
+def test_withheld_parts_void_no_round(run: Run) -> None:
+    # The votes of the others decided over the head of the aggregator that lacked a part: each round was void.
+    keys = run.world(8, 5, seed=3014).keys
+    coalition = frozenset(key.public_key for key in keys[:2])
+    byzantine = {i: get_adversary("withhold_part", coalition=coalition, attack_from=1, seed=1) for i in range(2)}
+    world = run.world(8, 5, seed=3014, byzantine=byzantine)
+    assert finish(run, world) == {}
+    assert [block.void for block in world.blocks(world.honest[0])] == [1, 0, 0, 0, 0]
