@@ -97,6 +97,8 @@ def test_hostile_numbers_are_banned_by_the_next_blocks(attack: str) -> None:
         ("false_accuse", "false_accusation"),
         ("false_accuse:charge=true", "false_charge"),
         ("equivocate", "equivocation"),
+        ("double_vote", "equivocation"),
+        pytest.param("equivocate:kind=final", "equivocation", marks=pytest.mark.slow),
         pytest.param("equivocate:kind=result", "equivocation", marks=pytest.mark.slow),
         pytest.param("equivocate:kind=reveal", "equivocation", marks=pytest.mark.slow),
         pytest.param("wrong_reduce:shift=0.05", "wrong_reduction", marks=pytest.mark.slow),
@@ -107,20 +109,20 @@ def test_a_lie_in_the_protocol_is_proven(attack: str, deed: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", ["freeze", "edge_late", "abort_link"])
-def test_who_does_not_take_part_loses_the_seat_and_is_not_banned(attack: str) -> None:
-    report = played([attack], rounds=20).report()
+@pytest.mark.parametrize(("attack", "rounds"), [("freeze", 10), ("edge_late", 12), ("abort_link", 8)])
+def test_who_does_not_take_part_loses_the_seat_and_is_not_banned(attack: str, rounds: int) -> None:
+    report = played([attack], rounds=rounds).report()
     for row in report.peers:
         assert row.status != "banned"
         struck = row.status == "absent" or (row.reason or "").startswith("absent")
         assert struck == row.byzantine
-    assert report.rounds == 20
+    assert report.rounds == rounds
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "attack",
-    ["garbage", "flood", "replay", "rubber_stamp", "lie", "just_inside_tolerance", "double_vote", "selective_send"],
+    ["garbage", "flood", "replay", "rubber_stamp", "lie", "just_inside_tolerance", "selective_send"],
 )
 def test_what_is_no_crime_or_not_provable_harms_nobody(attack: str) -> None:
     report = played([attack], rounds=20).report()
@@ -132,12 +134,12 @@ def test_what_is_no_crime_or_not_provable_harms_nobody(attack: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_peer_killed_in_every_phase_is_never_banned(seed: int) -> None:
-    report = played(["restart_mid_round"], byzantine=3, rounds=40, seed=seed, attack_from=0).report()
+    report = played(["restart_mid_round"], byzantine=3, rounds=20, seed=seed, attack_from=0).report()
     assert [row.status for row in report.peers if row.status == "banned"] == []
     assert [row.byzantine for row in report.peers] == [False] * 8
     assert sum(row.attack == "restart_mid_round" for row in report.peers) == 3
-    assert report.rounds == 40
-    assert report.final.metric > 0.8
+    assert report.rounds == 20
+    assert report.final.metric > 0.7
 
 
 def test_one_restarted_peer_among_attackers() -> None:
