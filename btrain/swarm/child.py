@@ -34,7 +34,7 @@ LOG = "peer.log"
 def run_child(channel: Connection, config_text: str, options: PeerOptions) -> None:
     """Run a peer until it ends; its events go through the channel, its words into peer.log."""
     os.setpgid(0, 0)  # Ctrl-C in the terminal is for the parent, which then asks its peers to leave
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     assert options.run_dir is not None
     _redirect_output(options.run_dir / LOG)
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()

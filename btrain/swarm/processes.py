@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -19,6 +19,7 @@ from btrain.peer.options import PeerOptions
 
 LEAVE_GRACE_S = 10.0
 KILL_WAIT_S = 5.0
+GROUP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
@@ -27,7 +28,9 @@ def start_server() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(_preload()))
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(_THREADS)  # read when torch is loaded: no thread may exist before a fork
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C while it loads is not for it
+    resource_tracker.ensure_running()  # unblocks signals when it starts, so it must not start below
+    # What is sent to the whole process group is not for it: without it nobody could tell how its children ended.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:

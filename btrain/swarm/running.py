@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import threading
@@ -25,6 +26,7 @@ from btrain.swarm.report import compared, report_of, write_report
 TICK_S = 0.25
 RESTART_AFTER_ROUNDS = 3
 INTERRUPTED = 130
+ONE_SIGNAL_S = 0.5  # `timeout` and the like signal a process and its group: the same request twice
 _ERRORS = {error.exit_code: error for error in (ConfigError, NetworkError, ContractError, IdentityError)}
 
 Say = Callable[[str], None]
@@ -39,6 +41,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
+        self._taken_at = -math.inf
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -54,7 +57,10 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def _take(self, number: int, frame: object) -> None:
-        self.count += 1
+        now = time.monotonic()
+        if now - self._taken_at > ONE_SIGNAL_S:
+            self.count += 1
+        self._taken_at = now
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def test_a_swarm_trains_ends_and_verifies(btrain: Btrain, folder: Path) -> None:
 def test_ctrl_c_leaves_in_order_and_leaves_nothing(btrain: Btrain, folder: Path) -> None:
     process = btrain(*FOUR, "--run-dir", "run", "--set", "rounds=5000", cwd=folder)
     assert eventually(lambda: reached_round(folder / "run", 2), 150)
+    os.killpg(process.pid, signal.SIGTERM)  # the server that peers are forked from is in this group, too
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
