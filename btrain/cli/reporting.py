@@ -35,5 +35,5 @@ def _peer_lines(row: PeerReport, name: str | None, error: str | None) -> list[st
         checks = [f"    btrain evidence {path}" for path in row.evidence if name is not None]
         return [f"{title}: banned in round {row.banned_round} for {row.reason}", *checks]
     if row.attack is not None or row.status != "active" or error:
-        return [f"{title}: {row.status}{': ' if error else ''}{error or ''}"]
+        return [": ".join(filter(None, (title, row.status, row.reason, error)))]
     return []

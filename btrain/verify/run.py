@@ -99,7 +99,7 @@ def evidence_text(document: Mapping[str, Any]) -> str:
     """A proof in words."""
     how = "proven by the bytes alone" if document["proof"] == "bytes" else "attested by votes"
     lines = [
-        f"{document['peer_id']} {document['text']}",
+        f"{document['peer_id']}: {document['text']}",
         f"deed {document['deed']}, round {document['round']}, run {document['run_id'][:12]}: {how}",
     ]
     return "\n".join([*lines, *([document["recomputed"]] if document["recomputed"] else [])])
