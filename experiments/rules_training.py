@@ -19,8 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from btrain.aggregation import AffineRule, NonFiniteInput, Rule, aggregate, get_rule, reduce_part
 from btrain.data import open_source
-from btrain.kernels import BLOCK, QuantizedBlocks, block_count, dequantize_blockwise, quantize_blockwise
-from btrain.kernels import NonFiniteInput as NotEncodable
+from btrain.kernels import BLOCK, NotEncodable, QuantizedBlocks, block_count, dequantize_blockwise, quantize_blockwise
 from btrain.models import build_model
 from btrain.protocol.randomness import permutation
 

@@ -19,7 +19,7 @@ from btrain.kernels import QuantizedBlocks, block_gram, quantize_blockwise, weig
 
 DEFAULT_RULE = CenteredClip()
 
-CHUNK_BLOCKS = 64
+CHUNK_BLOCKS = 32
 """Blocks of the result summed and encoded at once; blocks are independent, so this changes no bit."""
 
 CODEC_MAX = float(np.uint32(0x7EFFFFFF).view(np.float32))

@@ -2,7 +2,7 @@
 
 from btrain.kernels.blocks import BLOCK, FORMAT, QuantizedBlocks, block_count, encoded_bytes
 from btrain.kernels.codec import block_gram, dequantize_blockwise, quantize_blockwise, sketch, weighted_sum
-from btrain.kernels.errors import BackendUnavailable, IllegalEncoding, KernelUsageError, NonFiniteInput
+from btrain.kernels.errors import BackendUnavailable, IllegalEncoding, KernelUsageError, NotEncodable
 
 __all__ = [
     "BLOCK",
@@ -10,7 +10,7 @@ __all__ = [
     "BackendUnavailable",
     "IllegalEncoding",
     "KernelUsageError",
-    "NonFiniteInput",
+    "NotEncodable",
     "QuantizedBlocks",
     "block_count",
     "block_gram",

@@ -15,7 +15,7 @@ from torch import Tensor
 from btrain.kernels.backend import SketchSeed
 from btrain.kernels.blocks import BLOCK, SCALE_MIN, QuantizedBlocks, block_count
 from btrain.kernels.choice import choose
-from btrain.kernels.errors import KernelUsageError, NonFiniteInput
+from btrain.kernels.errors import KernelUsageError, NotEncodable
 
 Rounding = Literal["nearest", "stochastic"]
 Stack = Tensor | Sequence[Tensor]
@@ -30,7 +30,7 @@ def quantize_blockwise(
 
     "nearest" rounds half to even. "stochastic" rounds up with the probability of the fraction, by Philox4x32-10 with
     the 64-bit `seed` as key and element index // 4 as counter; the largest magnitude of a block stays exact.
-    Raises NonFiniteInput naming the first block that holds NaN, Inf or 2^127 and more; KernelUsageError.
+    Raises NotEncodable naming the first block that holds NaN, Inf or 2^127 and more; KernelUsageError.
     """
     if x.dtype not in INPUT_DTYPES:
         raise KernelUsageError(f"x: expected float32, bfloat16 or float16, got {x.dtype}")
@@ -45,7 +45,7 @@ def quantize_blockwise(
     if blocks:
         refused = choose(backend, x.device, flat.numel()).quantize(flat, codes, scales, seed)
         if refused >= 0:
-            raise NonFiniteInput(refused)
+            raise NotEncodable(refused)
     return QuantizedBlocks(codes, scales, flat.numel())
 
 

@@ -15,7 +15,7 @@ class BackendUnavailable(BtrainError):
     """The backend that was asked for by name cannot run here; the message says why."""
 
 
-class NonFiniteInput(BtrainError):
+class NotEncodable(BtrainError):
     """A block holds NaN, Inf or a magnitude of 2^127 or more, which the format cannot carry."""
 
     def __init__(self, block: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from btrain.aggregation import Rule, reduce_with_report
-from btrain.kernels import IllegalEncoding, NonFiniteInput, QuantizedBlocks, quantize_blockwise
+from btrain.kernels import IllegalEncoding, NotEncodable, QuantizedBlocks, quantize_blockwise
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.roles import PartLayout
 
@@ -52,6 +52,6 @@ def encode_gradient(gradient: Tensor, layout: PartLayout) -> list[bytes] | None:
         for part in range(layout.parts):
             start, end = layout.bounds(part)
             parts.append(quantize_blockwise(gradient[start:end]).to_bytes())
-    except NonFiniteInput:
+    except NotEncodable:
         return None
     return parts

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from btrain.kernels import (
     BackendUnavailable,
     KernelUsageError,
-    NonFiniteInput,
+    NotEncodable,
     QuantizedBlocks,
     dequantize_blockwise,
     quantize_blockwise,
@@ -64,7 +64,7 @@ def test_non_finite_input_names_its_block(backend: str, dtype: torch.dtype, valu
     x = torch.ones(5001, dtype=dtype)
     x[place] = value
     for options in ({}, {"rounding": "stochastic", "seed": 1}):
-        with pytest.raises(NonFiniteInput, match=f"block {place // 1024} ") as caught:
+        with pytest.raises(NotEncodable, match=f"block {place // 1024} ") as caught:
             quantize_blockwise(x, backend=backend, **options)
         assert caught.value.block == place // 1024
 
@@ -72,7 +72,7 @@ def test_non_finite_input_names_its_block(backend: str, dtype: torch.dtype, valu
 def test_the_first_refused_block_is_named(backend: str) -> None:
     x = torch.ones(1 << 20)
     x[700 * 1024], x[900 * 1024 + 3] = 2.0**127, float("nan")
-    with pytest.raises(NonFiniteInput) as caught:
+    with pytest.raises(NotEncodable) as caught:
         quantize_blockwise(x, backend=backend)
     assert caught.value.block == 700
 
