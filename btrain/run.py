@@ -28,11 +28,11 @@ from btrain.config import RunConfig, load
 from btrain.data import Batch, Source
 from btrain.errors import BtrainError, ConfigError
 from btrain.identity import KeyFile, peer_id_bytes
-from btrain.peer.learning import ComputeHere, Learning, Stop
+from btrain.peer.learning import ComputeHere, Learning, LoadHere, Stop
 from btrain.peer.options import PeerOptions
 from btrain.peer.store import Store
 from btrain.protocol.behaviour import Behaviour
-from btrain.protocol.effects import Apply, LoadState
+from btrain.protocol.effects import Apply
 from btrain.protocol.encoding import digest, sha256
 from btrain.storage.durable import StorageError
 from btrain.storage.run_directory import RunDirectory
@@ -364,11 +364,10 @@ class Run:
         match command:
             case Apply():
                 self._check_rate(learning.trainer)
-                state = learning.apply(command)
-                self._shell.applied(command, state)
+                self._shell.applied(command, learning.apply(command))
                 self._evaluate(command.round + 1)
-            case LoadState(round, data):
-                learning.restart_at(round, data)
+            case LoadHere(round, state):
+                learning.restart_at(round, state)
                 self._shell.state_loaded(round)
             case Stop():
                 self.stopped = command

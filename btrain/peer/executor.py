@@ -10,7 +10,7 @@ import trio
 
 from btrain.p2p import Network
 from btrain.peer.fetching import Fetching
-from btrain.peer.learning import ComputeHere, Learning
+from btrain.peer.learning import ComputeHere, Learning, LoadHere
 from btrain.peer.store import DURABLE, Store
 from btrain.peer.timers import Timers
 from btrain.protocol.effects import (
@@ -32,6 +32,7 @@ from btrain.protocol.effects import (
 )  # fmt: skip
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.member import Member
+from btrain.storage.durable import StorageError
 
 SMALL_NUMEL = 32 * 1024  # a job on so few elements is done sooner than handed to a thread
 
@@ -134,7 +135,9 @@ class Executor:
                 member = self._listener.member
                 if member is not None and member.round is not None and member.round.round == effect.round:
                     self._learning.commands.put(ComputeHere(effect, member.round))
-            case Apply() | LoadState():
+            case LoadState(round, digest):
+                self._nursery.start_soon(self._load, round, digest)
+            case Apply():
                 self._learning.commands.put(effect)
 
     def _send(self, packet: bytes, to: PeerId | None, delay_us: int) -> None:
@@ -158,6 +161,15 @@ class Executor:
     async def _work(self, token: str, job: Callable[[], Any]) -> None:
         result = await trio.to_thread.run_sync(job, limiter=self._workers)
         self._listener.enter(lambda member: member.work_done(token, result, self._listener.now()))
+
+    async def _load(self, round: int, digest: bytes) -> None:
+        state = await trio.to_thread.run_sync(self._store.state, digest, limiter=self._workers)
+        if state is None:
+            raise StorageError(
+                f"{self._store.directory.custody.directory}: a piece of the certified state of round {round} is "
+                "damaged; start again, it will be fetched anew"
+            )
+        self._learning.commands.put(LoadHere(round, state))
 
     async def _recompute(self, token: str, round: int, seed: bytes) -> None:
         job = partial(self._learning.recompute, round, seed)

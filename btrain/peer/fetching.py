@@ -1,4 +1,7 @@
-"""Blobs that the protocol waits for, asked of one peer after the other; a slow one does not hold up the next."""
+"""Blobs that the protocol waits for, asked of one peer after the other; a slow one does not hold up the next.
+
+Who has let its time go by is asked after the others until it gives something again.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ class Fetching:
     ) -> None:
         self._request, self._give, self._set_timer = request, give, set_timer
         self._open: dict[bytes, _Fetch] = {}
+        self._slow: set[PeerId] = set()
 
     def fetch(self, hash: bytes, sources: tuple[PeerId, ...]) -> None:
         """Ask the sources in order; more sources are added to a fetch that is under way."""
@@ -40,12 +44,18 @@ class Fetching:
         self._open[hash] = _Fetch(list(sources))
         self._next(hash)
 
-    def arrived(self, hash: bytes, data: bytes) -> bool:
-        """Bytes came; whether they were asked for."""
+    def arrived(self, peer: PeerId, hash: bytes, data: bytes) -> bool:
+        """Bytes came from a peer; whether they were asked for."""
+        if hash in self._open:
+            self._slow.discard(peer)
         if self._open.pop(hash, None) is None:
             return False
         self._give(hash, data)
         return True
+
+    def gone(self, peer: PeerId) -> None:
+        """A peer's connection has ended."""
+        self._slow.discard(peer)
 
     def missing(self, peer: PeerId, hash: bytes) -> None:
         """A peer that was asked has it not, or is gone."""
@@ -59,6 +69,7 @@ class Fetching:
         """A source has had its time."""
         hash = bytes.fromhex(name.removeprefix(PREFIX))
         if hash in self._open and self._open[hash].sources:
+            self._slow |= self._open[hash].asked
             self._next(hash)
 
     def _next(self, hash: bytes) -> None:
@@ -67,7 +78,8 @@ class Fetching:
             del self._open[hash]
             self._give(hash, None)
             return
-        peer = fetch.sources.pop(0)
+        peer = next((source for source in fetch.sources if source not in self._slow), fetch.sources[0])
+        fetch.sources.remove(peer)
         fetch.asked.add(peer)
         self._request(peer, hash)
         if fetch.sources:

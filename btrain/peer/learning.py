@@ -16,7 +16,8 @@ from torch import Tensor
 
 from btrain.data import Batch
 from btrain.protocol.behaviour import Behaviour
-from btrain.protocol.effects import Apply, Compute, LoadState
+from btrain.protocol.effects import Apply, Compute
+from btrain.protocol.pieces import CutState, cut
 from btrain.protocol.round import Round
 from btrain.training import GradientOracle, Trainer
 
@@ -39,7 +40,15 @@ class ComputeHere:
     round: Round
 
 
-Command = ComputeHere | Apply | LoadState | Stop
+@dataclass(frozen=True)
+class LoadHere:
+    """A LoadState effect with the state that it names."""
+
+    round: int
+    state: bytes
+
+
+Command = ComputeHere | Apply | LoadHere | Stop
 
 
 def flip_labels(batch: Batch) -> Batch:
@@ -59,19 +68,17 @@ class Learning:
         self._lock = threading.Lock()
 
     def at(self, round: int) -> None:
-        """The parameters are x[round] now: keep a copy."""
+        """The parameters are x[round] now: keep a copy. What they were in later rounds is undone."""
         x = self.trainer.parameters()
         with self._lock:
             self.x_round = round
             self._snapshots[round] = x
-            for old in [kept for kept in self._snapshots if kept + SNAPSHOT_ROUNDS <= round]:
+            for old in [kept for kept in self._snapshots if kept > round or kept + SNAPSHOT_ROUNDS <= round]:
                 del self._snapshots[old]
 
     def restart_at(self, round: int, state: bytes) -> None:
-        """Take a state over as x[round]; copies of other rounds are of no use."""
+        """Take a state over as x[round]."""
         self.trainer.load_state(state)
-        with self._lock:
-            self._snapshots.clear()
         self.at(round)
 
     def x(self, round: int) -> Tensor | None:
@@ -79,12 +86,12 @@ class Learning:
         with self._lock:
             return self._snapshots.get(round)
 
-    def apply(self, effect: Apply) -> bytes | None:
-        """Step the optimizer, or not in a void round; returns the state's bytes if they are due."""
+    def apply(self, effect: Apply) -> CutState | None:
+        """Step the optimizer, or not in a void round; returns the state in pieces if it is due."""
         if effect.update is not None:
             self.trainer.apply(effect.update, effect.step - 1)
         self.at(effect.round + 1)
-        return self.trainer.state_bytes() if effect.digest_due else None
+        return cut(self.trainer.state_bytes()) if effect.digest_due else None
 
     def recompute(self, round: int, batch_seed: bytes) -> tuple[Tensor | None, Tensor | None]:
         """(gradient, x) of a round, float32 [d] each; None where it cannot be recomputed here."""

@@ -35,6 +35,7 @@ from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import Genesis, LedgerState, open_block
 from btrain.protocol.member import Member, Membership
 from btrain.protocol.packets import Offer, Refusal, Where, decode_packet, encode_packet
+from btrain.protocol.pieces import CutState
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +182,7 @@ class Shell:
         self._leave_asked = True
         self._soon(lambda: self._stop(Stop("stopped")))
 
-    def applied(self, effect: Apply, state: bytes | None) -> None:
+    def applied(self, effect: Apply, state: CutState | None) -> None:
         """The training loop has stepped."""
         self._soon(lambda: self.enter(lambda member: member.applied(effect.round, state, self.now())))
 
@@ -258,12 +259,10 @@ class Shell:
         checkpoints, certified = self.setting.config.local.checkpoints, open_block(append.block).state
         if not certified:
             return
-        state = self.store.blob(certified[0].digest)
-        if state is not None and self.store.checkpoint_due(certified[0].round, checkpoints.every):
+        if self.store.checkpoint_due(certified[0].round, checkpoints.every):
             self._nursery.start_soon(
-                trio.to_thread.run_sync, self.store.save_state, certified[0].round, state, append.block,
-                append.certificate, checkpoints.keep,
-            )  # fmt: skip
+                trio.to_thread.run_sync, self.store.save_certified, certified[0], append, checkpoints.keep
+            )
 
     def halted(self, halt: Halt) -> None:
         """The run is over, or this peer's part in it."""
@@ -336,7 +335,7 @@ class Shell:
 
     def blob(self, peer: bytes, blob_hash: bytes, data: bytes) -> None:
         """Bytes that were asked for, or pushed."""
-        if not self._fetching.arrived(blob_hash, data):
+        if not self._fetching.arrived(peer, blob_hash, data):
             self.enter(lambda member: member.blob(blob_hash, data, peer, self.now()))
 
     def blob_missing(self, peer: bytes, blob_hash: bytes) -> None:
@@ -362,6 +361,7 @@ class Shell:
         """A link is gone."""
         self._tell("disconnected", peer=peer_id_text(peer), reason=reason)
         self._entrance.disconnected(peer)
+        self._fetching.gone(peer)
         self.enter(lambda member: member.disconnected(peer, self.now()))
 
     def misbehaved(self, peer: bytes, reason: str) -> None:

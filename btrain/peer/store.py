@@ -13,8 +13,8 @@ import msgspec
 from btrain.checkpoint import DamagedCheckpoint, checkpoint_paths, load_checkpoint, save_checkpoint
 from btrain.identity import peer_id_text
 from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, SaveEvidence
-from btrain.protocol.encoding import digest
 from btrain.protocol.ledger import (
+    CertifiedState,
     Charter,
     Genesis,
     LedgerState,
@@ -25,6 +25,7 @@ from btrain.protocol.ledger import (
 )
 from btrain.protocol.messages import Verifier
 from btrain.protocol.packets import CertifiedBlock
+from btrain.protocol.pieces import assemble, cut
 from btrain.storage.blob_store import CorruptBlob
 from btrain.storage.durable import CorruptFile, replace_file
 from btrain.storage.journal import JournalEntry
@@ -120,11 +121,13 @@ class Store:
 
     def certified_state(self, ledger: LedgerState) -> tuple[int, bytes] | None:
         """The newest state here that the ledger certifies: (round, state bytes); of custody or of a checkpoint."""
-        certified = ledger.state
-        if certified is not None:
-            kept = self.blob(certified.digest)
-            if kept is not None:
-                return certified.round, kept
+        oldest = min(self.directory.custody.rounds(), default=ledger.round)
+        for height in range(ledger.round - 1, oldest - 1, -1):
+            stored = self.read(height)
+            for certified in () if stored is None else open_block(stored.block).state:
+                kept = self.state(certified.digest)
+                if kept is not None:
+                    return certified.round, kept
         for path in reversed(checkpoint_paths(self.directory.checkpoints)):
             try:
                 found = load_checkpoint(path)
@@ -133,7 +136,7 @@ class Store:
                 continue
             stored = self.read(found.round)
             states = open_block(stored.block).state if stored is not None else ()
-            if states and (states[0].round, states[0].digest) == (found.round, digest(found.state)):
+            if states and (states[0].round, states[0].digest) == (found.round, cut(found.state).digest):
                 return found.round, found.state
         return None
 
@@ -175,7 +178,7 @@ class Store:
         self._journal = [entry for entry in self._journal if entry.round > append.round]
         directory.journal.begin(append.round + 1, self._journal)
         directory.signed.prune(append.round - charter.custody_rounds)
-        directory.custody.drop_before(append.round - charter.custody_rounds - charter.state_sync_every)
+        directory.custody.drop_before(append.keep_from)
 
     def _save(self, effect: SaveEvidence) -> dict[str, Any]:
         accused = effect.accused
@@ -204,6 +207,12 @@ class Store:
             keep=keep,
         )
 
+    def save_certified(self, certified: CertifiedState, append: AppendBlock, keep: int) -> None:
+        """Write a checkpoint of a state that a block certifies, unless this peer has drifted and has it not."""
+        state = self.state(certified.digest)
+        if state is not None:
+            self.save_state(certified.round, state, append.block, append.certificate, keep)
+
     def save_last(self, round: int, state: bytes, keep: int) -> None:
         """Keep the parameters that the run ended with, beside the last block."""
         last = self.read(round - 1)
@@ -221,6 +230,10 @@ class Store:
         except CorruptBlob as damage:
             logger.warning("%s", damage)
             return None
+
+    def state(self, digest: bytes) -> bytes | None:
+        """The state behind a digest, if all its pieces are in custody."""
+        return assemble(digest, self.blob)
 
     def read(self, round: int) -> CertifiedBlock | None:
         """A block of the ledger with its certificate."""

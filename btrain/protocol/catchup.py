@@ -1,7 +1,7 @@
 """Bringing the parameters to where the ledger is: certified aggregates replayed, from a certified state if need be.
 
-One way serves the restarted, the frozen, the late and the newcomer. Nothing is taken on a peer's word: blocks carry q
-Finals, bytes are addressed by the hashes in the blocks.
+One way serves the restarted, the frozen, the late, the drifted and the newcomer. Nothing is taken on a peer's word:
+blocks carry q Finals, bytes are addressed by the hashes in the blocks.
 """
 
 from __future__ import annotations
@@ -16,88 +16,128 @@ from btrain.kernels import dequantize_blockwise
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import Apply, FetchBlob, LoadState
 from btrain.protocol.encoding import PeerId
-from btrain.protocol.ledger import Block, CertifiedState, LedgerState
+from btrain.protocol.ledger import Block, CertifiedState, Charter, LedgerState
+from btrain.protocol.pieces import StateFetch
 from btrain.protocol.reduction import open_part
 from btrain.protocol.roles import PartLayout
 
 
 @dataclass
 class Replay:
-    """Replays blocks from `x_round` to the ledger's head, one at a time."""
+    """Replays blocks from `x_round` to the ledger's head, one at a time; or from a certified state that it fetches.
+
+    A state is fetched beside everything else: who heals goes on with its drifted parameters until it is here.
+    """
 
     desk: Desk
     block_of: Callable[[int], Block]  # a block of the ledger
-    custody_rounds: int
+    charter: Charter
     x_round: int  # the parameters here are x[x_round]
-    applying: int = field(default=0, init=False)  # steps asked for and not yet done
-    _fetching: bool = field(default=False, init=False)
+    applying: int = field(default=0, init=False)  # steps and loads asked for and not yet done
+    _replaying: bool = field(default=False, init=False)  # results are being fetched
     _wanted: dict[bytes, set[int]] = field(default_factory=dict, init=False)  # hash -> parts with these bytes
     _parts: dict[int, bytes] = field(default_factory=dict, init=False)
-    _state: CertifiedState | None = field(default=None, init=False)  # the state that is being fetched
-    _sources: tuple[PeerId, ...] = field(default=(), init=False)
+    _state: CertifiedState | None = field(default=None, init=False)  # to be taken over
+    _fetch: StateFetch | None = field(default=None, init=False)
+    _loading: CertifiedState | None = field(default=None, init=False)
+
+    @property
+    def loads(self) -> bool:
+        """Whether a certified state is here and waits to be taken over."""
+        return self._fetch is not None and self._fetch.progress == "here"
 
     def go(self, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
         """Take the next step towards `state`, unless one is under way or nothing is left to do."""
-        if self._fetching or self.applying or self.x_round >= state.round:
+        if self.applying or self._replaying:
             return
-        self._sources = sources
+        if self.loads:
+            self._load()
+            return
+        if self._state is not None and self._fetch is not None and self._fetch.progress == "nowhere":
+            self.take_over(state.state or self._state, state.round, sources)
+            self._fetch.go(sources)
+        if self.x_round < state.round:
+            self._follow(state, sources)
+
+    def _follow(self, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
         certified = state.state
-        far = state.round - self.x_round > self.custody_rounds
+        far = state.round - self.x_round > self.charter.custody_rounds
         if far and certified is not None and certified.round > self.x_round:
-            self._fetch_state(certified)
+            self.take_over(certified, state.round, sources)
             return
         block = self.block_of(self.x_round)
-        self._fetching = True
         if block.void:
             self._apply(block, None)
             return
+        self._replaying = True
         self._wanted, self._parts = {}, {}
         for entry in block.results:
             self._wanted.setdefault(entry.hash, set()).add(entry.part)
         self.desk.emit(*(FetchBlob(entry.hash, (entry.aggregator, *sources)) for entry in block.results))
 
-    def _fetch_state(self, certified: CertifiedState) -> None:
-        self._fetching, self._state = True, certified
-        self.desk.emit(FetchBlob(certified.digest, self._sources))
+    def take_over(self, certified: CertifiedState, round: int, sources: tuple[PeerId, ...]) -> None:
+        """Get a certified state and go on from it; `round` is the open one.
 
-    def blob(self, hash: bytes, data: bytes | None, state: LedgerState) -> None:
-        """Bytes for the block or the state that is being fetched; None when nobody has them."""
-        if self._state is not None and hash == self._state.digest:
-            self._on_state(self._state, data)
-        elif hash in self._wanted and data is None:
-            self._wanted, self._fetching = {}, False
-            if state.state is not None and state.state.round > self.x_round:
-                self._fetch_state(state.state)
-            else:
-                self.desk.event(
-                    "stalled", round=self.x_round, reason="no connected peer keeps the results of this round"
-                )
-        elif hash in self._wanted and data is not None:
-            self._parts |= dict.fromkeys(self._wanted.pop(hash), data)
-            if not self._wanted:
-                block = self.block_of(self.x_round)
-                self._apply(block, _assemble(self._parts, state.genesis.numel, len(block.results)))
+        One that is on its way is not given up for a newer one: a large state takes longer than the next takes to come.
+        """
+        if self._state is not None and self._fetch is not None:
+            useful = self._state.round + self.charter.custody_rounds >= round
+            if self._state == certified or (useful and self._fetch.progress in ("fetching", "here")):
+                return
+        self._state, self._fetch = certified, StateFetch(self.desk, certified.digest, round)
+        self._fetch.go(sources)
 
-    def _on_state(self, certified: CertifiedState, data: bytes | None) -> None:
-        self._fetching, self._state = False, None
-        if data is None:
-            self.desk.event("stalled", round=self.x_round, reason="no connected peer keeps the certified state")
-            return
+    def keep_own(self) -> None:
+        """The parameters here are the certified ones: a fetch that is under way is of no use."""
+        self._state = self._fetch = None
+
+    def _load(self) -> None:
+        assert self._state is not None
+        self._loading, self._state, self._fetch = self._state, None, None
         self.applying += 1
-        self.desk.emit(LoadState(certified.round, data))
+        self.desk.emit(LoadState(self._loading.round, self._loading.digest))
+
+    def blob(self, hash: bytes, data: bytes | None, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
+        """Bytes for the block or the state that is being fetched; None when nobody has them."""
+        if self._fetch is not None and self._fetch.blob(hash, data) and self._fetch.progress in ("nowhere", "refused"):
+            self._stall(f"no connected peer gives the certified state: {self._fetch.refusal or 'pieces are missing'}")
+        if hash not in self._wanted:
+            return
+        if data is None:
+            self._wanted, self._replaying = {}, False
+            if state.state is not None and state.state.round > self.x_round:
+                self.take_over(state.state, state.round, sources)
+            else:
+                self._stall("no connected peer keeps the results of this round")
+            return
+        self._parts |= dict.fromkeys(self._wanted.pop(hash), data)
+        if not self._wanted:
+            block = self.block_of(self.x_round)
+            self._apply(block, _assemble(self._parts, state.genesis.numel, len(block.results)))
+
+    def _stall(self, reason: str) -> None:
+        self.desk.event("stalled", round=self.x_round, reason=reason)
 
     def _apply(self, block: Block, update: Tensor | None) -> None:
-        self.step(Apply(block.round, update, block.step, False))
+        self._replaying = False
+        self.step(block, update)
 
-    def step(self, apply: Apply) -> None:
-        """Ask for the step of a block."""
-        self._fetching = False
+    def step(self, block: Block, update: Tensor | None) -> None:
+        """Ask for the step of a block; in a void round there is none."""
+        due = (block.round + 1) % self.charter.state_sync_every == 0
         self.applying += 1
-        self.desk.emit(apply)
+        self.desk.emit(Apply(block.round, update, block.step, due))
 
     def applied(self, round: int) -> None:
         """x[round] is there."""
         self.x_round, self.applying = round, self.applying - 1
+
+    def loaded(self) -> CertifiedState:
+        """The state that was asked for has been taken over."""
+        loaded, self._loading = self._loading, None
+        assert loaded is not None, "a state is loaded when it was asked for"
+        self.applied(loaded.round)
+        return loaded
 
 
 def _assemble(parts: dict[int, bytes], numel: int, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from btrain.protocol.packets import BLOCKS_MAX, PACKET_BYTES_MAX, Blocks, Certif
 from btrain.protocol.round import Round
 
 BLOCKS_KEPT = 64  # decoded blocks in memory
+KEPT_PERIODS = 4  # of custody and certification: for so long newcomers can follow although no state is certified
 QUIET_DELTAS = 4  # when nothing was decided for so long, something may have been lost: ask
 
 
@@ -58,11 +59,19 @@ class Chronicle:
                 return
             assert finished.block is not None
             certified = CertifiedBlock(encode(finished.block), finished.certificate)
-            self.desk.emit(AppendBlock(number, certified.block, certified.certificate))
+            self._write(number, certified)
             del self.uncertified[number]
             for admission in finished.block.admissions:
                 if admission.peer != self.desk.me:
                     self.desk.send(Blocks((certified,)), admission.peer)
+
+    def _write(self, number: int, certified: CertifiedBlock) -> None:
+        """Into the ledger. What leads from the last certified state to here stays, but not for ever."""
+        charter, state = self.state.charter, self.state.state
+        period = charter.custody_rounds + charter.state_sync_every
+        last = 0 if state is None else state.round
+        keep_from = max(min(number - period, last), number - KEPT_PERIODS * period)
+        self.desk.emit(AppendBlock(number, certified.block, certified.certificate, keep_from))
 
     # --- where everybody is ---
 
@@ -127,7 +136,7 @@ class Chronicle:
             elif block.round == self.state.round and not self.uncertified:
                 check_certificate(block, certified.certificate, self.state, self.desk.verifier)
                 self.append(block, now)
-                self.desk.emit(AppendBlock(block.round, certified.block, certified.certificate))
+                self._write(block.round, certified)
                 fresh.append(block)
         return fresh
 

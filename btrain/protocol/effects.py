@@ -107,7 +107,7 @@ class Work:
 class Apply:
     """Step the optimizer with this update (None: a void round, x[round + 1] = x[round]); the answer is `applied`.
 
-    `digest_due`: the answer carries the state's bytes, for certification.
+    `digest_due`: the answer carries the state in pieces, for certification.
     """
 
     round: int
@@ -118,19 +118,23 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class LoadState:
-    """Replace parameters and optimizer state: they are those at the start of `round`; the answer is `state_loaded`."""
+    """Replace parameters and optimizer state by those at the start of `round`; the answer is `state_loaded`.
+
+    The manifest behind `digest` and all its pieces were put into the own store before.
+    """
 
     round: int
-    data: bytes
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class AppendBlock:
-    """Append a certified block to the ledger."""
+    """Append a certified block to the ledger. Blobs of rounds before `keep_from` are needed by nobody any more."""
 
     round: int
     block: bytes
     certificate: tuple[bytes, ...]
+    keep_from: int
 
 
 @dataclass(frozen=True, slots=True)

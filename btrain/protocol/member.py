@@ -19,9 +19,10 @@ from btrain.protocol.chronicle import Chronicle, Ledger
 from btrain.protocol.court import Court, Record, decision_statements
 from btrain.protocol.deciding import Post
 from btrain.protocol.desk import Desk
-from btrain.protocol.effects import Apply, Drop, Effect, Halt, PutBlob, SetTimer
-from btrain.protocol.encoding import PeerId, digest
+from btrain.protocol.effects import Drop, Effect, Halt, SetTimer
+from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import NotAMember, RemoteProtocolError, StaleMessage
+from btrain.protocol.healing import Condition
 from btrain.protocol.ledger import Block, LedgerState
 from btrain.protocol.messages import Accusation, Charge, Commit, Join, Leave, Message, Verifier
 from btrain.protocol.packets import (
@@ -37,6 +38,7 @@ from btrain.protocol.packets import (
     Where,
     decode_packet,
 )  # fmt: skip
+from btrain.protocol.pieces import CutState
 from btrain.protocol.randomness import HashChain
 from btrain.protocol.round import Round
 from btrain.protocol.seats import Membership, Seats
@@ -72,7 +74,7 @@ class Member:
         self.blobs = Blobs()
         self.court = Court(self.desk, state.charter, state.genesis, behaviour, draw)
         self.court.stand_at(state)
-        self.replay = Replay(self.desk, self.chronicle.block, state.charter.custody_rounds, x_round)
+        self.replay = Replay(self.desk, self.chronicle.block, state.charter, x_round)
         self.round: Round | None = None
         self.leaving = False
         self._post = Post(
@@ -83,7 +85,7 @@ class Member:
             self._side_items,
         )
         self._future: dict[PeerId, dict[bytes, Message]] = {}
-        self._state_digests: dict[int, bytes] = {}
+        self.condition = Condition(self.desk, state.charter.state_sync_every)
         self._connected: set[PeerId] = set()
         self._answers = Allowance(ANSWER_BYTES_MAX, state.charter.message_us)
         self._refusals: dict[PeerId, int] = {}
@@ -101,6 +103,11 @@ class Member:
     def state(self) -> LedgerState:
         """What follows from the decided blocks."""
         return self.chronicle.state
+
+    @property
+    def _sources(self) -> tuple[PeerId, ...]:
+        """Whom to ask for what the ledger certifies."""
+        return tuple(sorted(self._connected))
 
     @property
     def candidates(self) -> frozenset[PeerId]:
@@ -157,7 +164,9 @@ class Member:
         if self.round is not None:
             self.round.blob(hash, now)
         self.court.blob(hash, data)
-        self.replay.blob(hash, data, self.state)
+        self.replay.blob(hash, data, self.state, self._sources)
+        if self.replay.loads:
+            self._settle(now)
         return self._done(now)
 
     def connected(self, peer: PeerId, now: int) -> list[Effect]:
@@ -207,19 +216,18 @@ class Member:
             self.court.work_done(token, result)
         return self._done(now)
 
-    def applied(self, round: int, state: bytes | None, now: int) -> list[Effect]:
+    def applied(self, round: int, state: CutState | None, now: int) -> list[Effect]:
         """The parameters are x[round + 1]; `state` is there if it was due."""
         if state is not None:
-            self._state_digests[round + 1] = digest(state)
-            self.desk.emit(PutBlob(digest(state), state, round + 1))
+            self.condition.own(round + 1, state)
+            self._heal_if_drifted()
         self.replay.applied(round + 1)
         self._settle(now)
         return self._done(now)
 
     def state_loaded(self, round: int, now: int) -> list[Effect]:
         """The parameters are x[round], from a certified state."""
-        self.desk.event("state_loaded", round=round)
-        self.replay.applied(round)
+        self.condition.took_over(self.replay.loaded())
         self._settle(now)
         return self._done(now)
 
@@ -333,8 +341,8 @@ class Member:
         """Go on: catch up with the ledger, or open the next round."""
         if self._halted:
             return
-        if self.replay.x_round < self.state.round:
-            self.replay.go(self.state, tuple(sorted(self._connected)))
+        if self.round is None or not self.replay.loads:  # parameters change between rounds
+            self.replay.go(self.state, self._sources)
         if self.me in self.state.roster.banned:
             self._halt("banned", done=False)
         elif self.state.round >= self.state.charter.rounds:
@@ -345,6 +353,8 @@ class Member:
 
     def _ready(self) -> bool:
         """Whether the next round can be opened: all is replayed, or only the last step is still being applied."""
+        if self.replay.loads:
+            return False
         behind = self.state.round - self.replay.x_round
         due = self.state.round > 0 and self.state.round % self.state.charter.state_sync_every == 0
         return behind == 0 or (behind == 1 and not due and self.replay.applying == 1)
@@ -380,15 +390,13 @@ class Member:
 
     def _side_items(self) -> Commit:
         roster, number = self.state.roster, self.state.round
-        due = number > 0 and number % self.state.charter.state_sync_every == 0
-        known = self._state_digests.get(number)
         return Commit(
             leaves=(),
             charges=self.court.listed_charges(roster),
             verdicts=self.court.listed_verdicts(roster, number),
             admissions=self.seats.admissions(number),
             departures=self.seats.departures(number),
-            state=(known,) if due and known is not None else (),
+            state=self.condition.listed(number),
             compute_ms=0,
             transfer_ms=self._transfer_ms,
         )
@@ -406,8 +414,7 @@ class Member:
         self.court.close_round(
             Record(finished.roles, finished.state.head, finished.state.seed_randomness, contribution, results, block)
         )
-        due = (block.round + 1) % self.state.charter.state_sync_every == 0
-        self.replay.step(Apply(block.round, finished.update(), block.step, due))
+        self.replay.step(block, finished.update())
         finished.exchange.release()
         self.chronicle.append(block, now)
         self._appended(block)
@@ -427,9 +434,17 @@ class Member:
                             evidence=[hash.hex() for hash in ban.evidence])  # fmt: skip
         for peer in block.departures:
             self.blobs.forget_sender(peer)
-        if block.state and self._state_digests.get(block.round, block.state[0].digest) != block.state[0].digest:
-            self.desk.event("drift", round=block.round)
-        self._state_digests = {r: d for r, d in self._state_digests.items() if r > block.round - 64}
+        if block.state:
+            self._heal_if_drifted()
+
+    def _heal_if_drifted(self) -> None:
+        """Compare the own state with the newest certified one; who differs fetches that, and goes on meanwhile."""
+        certified = self.state.state
+        verdict = None if certified is None else self.condition.compare(certified)
+        if verdict == "drifted" and certified is not None:
+            self.replay.take_over(certified, self.state.round, self._sources)
+        elif verdict == "equal":
+            self.replay.keep_own()
 
     def _report(self, block: Block, finished: Round, now: int) -> None:
         self.desk.event(

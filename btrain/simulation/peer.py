@@ -37,6 +37,7 @@ from btrain.protocol.ledger import Charter, Genesis, LedgerState, check_certific
 from btrain.protocol.member import Member, Membership
 from btrain.protocol.messages import Verifier
 from btrain.protocol.packets import CertifiedBlock
+from btrain.protocol.pieces import assemble, cut
 from btrain.protocol.round import Round
 from btrain.simulation.disk import Disk
 from btrain.simulation.heap import NodeId, Port
@@ -121,18 +122,18 @@ class SimulatedPeer:
         )  # fmt: skip
 
     def _load(self) -> tuple[LedgerState, int]:
-        """The ledger, verified again, and the latest checkpoint that it covers."""
+        """The ledger, verified again, and the newest state here that it certifies."""
         identity = self.identity
         state = LedgerState.start(identity.genesis, identity.charter)
         for certified in self.disk.blocks:
             block = open_block(certified.block)
             check_certificate(block, certified.certificate, state, identity.verifier)
             state = state.advance(block)
-        usable = [round for round in self.disk.checkpoints if round <= state.round]
-        if not usable:
+        newest = self.disk.newest_state()
+        if newest is None:
             return state, 0
-        self.learner.load_state(self.disk.checkpoints[max(usable)])
-        return state, max(usable)
+        self.learner.load_state(newest[1])
+        return state, newest[0]
 
     # --- the heap's node interface ---
 
@@ -156,8 +157,8 @@ class SimulatedPeer:
         elif kind == "want":
             kept = self.disk.blobs.get(rest[0])
             self._transmit(src, ("gone", rest[0]) if kept is None else ("blob", rest[0], kept[1]))
-        elif kind == "blob" and self._fetches.pop(rest[0], None) is not None:
-            self._run(self.member.blob(rest[0], rest[1], None, now))
+        elif kind == "blob" and rest[0] in self._fetches:
+            self._take_blob(src, rest[0], rest[1], now)
         elif kind == "gone" and rest[0] in self._fetches:
             self._next_source(rest[0])
 
@@ -178,6 +179,15 @@ class SimulatedPeer:
         """Give the seat up."""
         self.now = now
         self._run(self.member.leave(now))
+
+    def _take_blob(self, src: PeerId, hash: bytes, data: bytes, now: int) -> None:
+        """An answer to a request. As in the real network other bytes cost their sender the connection."""
+        if digest(data) != hash:
+            self.identity.events.append((now, "drop", {"peer": src.hex(), "reason": "bytes of another hash"}))
+            self._next_source(hash)
+        else:
+            del self._fetches[hash]
+            self._run(self.member.blob(hash, data, None, now))
 
     # --- effects ---
 
@@ -216,12 +226,13 @@ class SimulatedPeer:
             case Journal(kind, round, data):
                 self.disk.journal.append((round, kind, data))
             case PutBlob(hash, data, round):
-                self.disk.blobs[hash] = (round, data)
-            case AppendBlock(round, block, certificate):
+                before = self.disk.blobs.get(hash)
+                self.disk.blobs[hash] = (round if before is None else max(round, before[0]), data)
+            case AppendBlock(round, block, certificate, keep_from):
                 assert round == len(self.disk.blocks), "blocks are appended in order"
                 self.disk.blocks.append(CertifiedBlock(block, certificate))
                 keep = self.identity.charter.custody_rounds + self.identity.charter.state_sync_every
-                self.disk.prune(round - keep)
+                self.disk.prune(round - keep, keep_from)
             case SaveEvidence(accused, round, deed, data):
                 self.disk.evidence.append((accused, round, deed, data))
 
@@ -238,10 +249,11 @@ class SimulatedPeer:
                 self._after(duration, lambda now: self._recomputed(token, round, seed, now))
             case Apply(round, update, step, digest_due):
                 self._apply(round, update, step, digest_due)
-            case LoadState(round, data):
-                self.learner.load_state(data)
+            case LoadState(round, digest):
+                state = assemble(digest, self.disk.blob)
+                assert state is not None, "the pieces were put before"
+                self.learner.load_state(state)
                 self._at(round)
-                self.disk.checkpoints[round] = data
                 self._after(timings.work_us, lambda now: self.member.state_loaded(round, now))
 
     def _computed(self, round: int, seed: bytes, duration_us: int, now: int) -> list[Effect]:
@@ -269,17 +281,14 @@ class SimulatedPeer:
         if update is not None:
             self.learner.apply(update, step)
         self._at(round + 1)
-        state = self.learner.state_bytes() if digest_due else None
-        if state is not None:
-            self.disk.checkpoints[round + 1] = state
-            self.disk.checkpoints = dict(sorted(self.disk.checkpoints.items())[-3:])
+        state = cut(self.learner.state_bytes()) if digest_due else None
         self._after(self.identity.timings.work_us, lambda now: self.member.applied(round, state, now))
 
     def _at(self, round: int) -> None:
         self.x_round = round
         self._snapshots[round] = x = self.learner.parameters()
         self.identity.digests[round] = digest(x.numpy().tobytes())
-        for old in [kept for kept in self._snapshots if kept + SNAPSHOT_ROUNDS <= round]:
+        for old in [kept for kept in self._snapshots if kept > round or kept + SNAPSHOT_ROUNDS <= round]:
             del self._snapshots[old]
 
     def _after(self, delay_us: int, action: Callable[[int], list[Effect]]) -> None:

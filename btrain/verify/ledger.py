@@ -9,10 +9,11 @@ from typing import Any
 from btrain.checkpoint import checkpoint_paths, load_checkpoint
 from btrain.config import contract_difference, load
 from btrain.identity import peer_id_text
-from btrain.protocol.encoding import PeerId, digest, encode
+from btrain.protocol.encoding import PeerId, encode
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import Ban, Block, LedgerState, check_certificate, check_genesis
 from btrain.protocol.messages import Verifier
+from btrain.protocol.pieces import cut
 from btrain.storage.evidence_store import EvidenceStore
 from btrain.storage.ledger_file import CorruptLedger
 from btrain.verify.evidence import Proof, check_file
@@ -163,6 +164,6 @@ def _check_checkpoint(folder: Path, audit: LedgerAudit) -> None:
     if certifying is None:
         audit.uncertified_checkpoints.append(round)
         return
-    if certifying.state[0].digest != digest(checkpoint.state):
+    if certifying.state[0].digest != cut(checkpoint.state).digest:
         raise InvalidRecord(f"{folder}: holds another state than the one that block {certifying.round} certifies")
     audit.checkpoints.append(round)

@@ -16,6 +16,7 @@ from btrain.peer.store import Founded
 from btrain.protocol.encoding import ZERO, PeerId, encode
 from btrain.protocol.ledger import open_block
 from btrain.protocol.messages import GenesisSignature, Statement, sign
+from btrain.protocol.pieces import assemble
 from btrain.simulation.scenario import Scenario, stage
 from btrain.storage.evidence_store import EvidenceStore
 from btrain.storage.ledger_file import LedgerFile
@@ -47,8 +48,8 @@ def write_run_dir(scenario: Scenario, peer: PeerId, folder: Path) -> None:
     for certified in disk.blocks:
         ledger.append(certified.block, msgspec.msgpack.encode(certified.certificate))
         block = open_block(certified.block)
-        if block.state and block.state[0].round in disk.checkpoints:
-            state = disk.checkpoints[block.state[0].round]
+        state = assemble(block.state[0].digest, disk.blob) if block.state else None
+        if state is not None:
             save_checkpoint(folder / "checkpoints", block.state[0].round, state, block=certified.block)
     ledger.close()
     (folder / "evidence").mkdir()

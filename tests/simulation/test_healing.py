@@ -1,0 +1,122 @@
+"""Peers whose parameters drift: they take the certified state over, nobody is banned, and liars gain nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from btrain.aggregation import get_rule
+from btrain.protocol.encoding import PeerId
+from btrain.protocol.ledger import Charter
+from btrain.protocol.quorum import byzantine_limit, validators_max
+from btrain.simulation.faults import Faults, Outage
+from btrain.simulation.heap import LinkPlan, NetworkPlan
+from btrain.simulation.quadratic import Quadratic
+from btrain.simulation.world import World
+
+SECOND = 1_000_000
+SYNC = 4
+DELTA_US = SECOND // 2
+
+
+def world_of(peers: int, rounds: int, *, seed: int = 0, faults: Faults | None = None, **options: Any) -> World:
+    """A run on the smallest model that certifies its state every `SYNC` rounds; set up, not started."""
+    charter = Charter(
+        rounds=rounds, byzantine_max=byzantine_limit(peers, validators_max(peers, 1)), audits_per_round=1,
+        tolerance=1e-4, rule=get_rule("centered_clip"), message_us=DELTA_US, compute_us=DELTA_US,
+        transfer_us=DELTA_US, state_sync_every=SYNC, custody_rounds=SYNC, **options.pop("charter", {}),
+    )  # fmt: skip
+    options.setdefault("plan", NetworkPlan(LinkPlan(1_000, 20_000)))
+    world = World(charter, lambda: Quadratic(2100), peers, seed=seed, **options)
+    (faults or Faults()).schedule(world.heap, world.keys)
+    return world
+
+
+def nudge(world: World, peer: PeerId, factor: float = 1.0) -> None:
+    """Change the last bits of a few of the peer's parameters, as another processor or a memory error would."""
+    node = world.node(peer)
+    assert node is not None
+    x = node.learner.x  # type: ignore[attr-defined]
+    x[:64] = torch.nextafter(x[:64], torch.full((64,), torch.inf)) * factor
+    world.drifted.add(peer)
+
+
+def events(world: World, peer: PeerId, name: str) -> list[dict[str, Any]]:
+    return [fields for _, event, fields in world.identities[peer].events if event == name]
+
+
+def to_the_end(world: World, patience_us: int = 200 * SECOND) -> None:
+    """Run until everybody has finished; the ledgers agree, nobody was banned, and all end with the same parameters."""
+    world.run(world.charter.rounds, patience_us)
+    while not world.at_rest and world.heap.now < patience_us:
+        world.heap.run(world.heap.now + DELTA_US)
+    world.check()
+    world.verify()
+    assert {world.height(peer) for peer in world.honest} == {world.charter.rounds}
+    assert not any(block.bans for block in world.blocks(world.honest[0]))
+
+
+def equal_in_the_end(world: World) -> bool:
+    return len({world.node(peer).learner.state_bytes() for peer in world.honest}) == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("at_us", [200_000, 700_000])
+def test_who_drifts_heals_and_is_not_banned(at_us: int) -> None:
+    world = world_of(5, 4 * SYNC, seed=at_us)
+    drifter = world.honest[2]
+    world.heap.call(at_us, lambda: nudge(world, drifter))
+    to_the_end(world)
+    (drift,) = events(world, drifter, "drift")
+    (loaded,) = events(world, drifter, "state_loaded")
+    assert drift["own"] != drift["certified"]
+    assert (loaded["round"], loaded["healed"], loaded["heals"]) == (drift["round"], True, 1)
+    assert all(not events(world, peer, "drift") for peer in world.honest if peer != drifter)
+    assert not any(block.absences for block in world.blocks(drifter))
+    assert equal_in_the_end(world)
+
+
+def test_nothing_heals_where_nothing_drifts() -> None:
+    world = world_of(5, 2 * SYNC + 2)
+    to_the_end(world)
+    assert sum(len(block.state) for block in world.blocks(world.honest[0])) == 2
+    assert not any(events(world, peer, name) for peer in world.honest for name in ("drift", "state_loaded"))
+
+
+def test_who_drifts_again_heals_again() -> None:
+    world = world_of(4, 4 * SYNC, seed=3)
+    drifter = world.honest[1]
+    for at_us in (300_000, 1_100_000):
+        world.heap.call(at_us, lambda: nudge(world, drifter))
+    to_the_end(world)
+    assert [fields["heals"] for fields in events(world, drifter, "state_loaded")] == [1, 2]
+    assert equal_in_the_end(world)
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 40))])
+def test_a_healing_peer_may_be_killed_at_any_moment(seed: int) -> None:
+    """The certified state is fetched in pieces, taken over, and blocks are replayed: none of it may be cut in half."""
+    world = world_of(5, 4 * SYNC, seed=seed)
+    drifter = world.honest[seed % 5]
+    world.heap.call(200_000, lambda: nudge(world, drifter))
+
+    def kill_when_drifted() -> None:
+        if not events(world, drifter, "drift"):
+            world.heap.call(world.heap.now + 1_000, kill_when_drifted)
+            return
+        world.heap.crash(drifter, world.heap.now + 3_000 * seed)
+        world.heap.restart(drifter, world.heap.now + 3_000 * seed + SECOND)
+
+    world.heap.call(200_001, kill_when_drifted)
+    to_the_end(world)
+    assert equal_in_the_end(world)
+
+
+def test_outages_and_drift_together() -> None:
+    faults = Faults((Outage(0, "crash", 800_000, 3 * SECOND), Outage(3, "freeze", 4 * SECOND, 9 * SECOND)))
+    world = world_of(5, 5 * SYNC, seed=5, faults=faults)
+    for peer, at_us in ((world.honest[1], 600_000), (world.honest[3], 5 * SECOND // 2)):
+        world.heap.call(at_us, lambda peer=peer: nudge(world, peer))  # type: ignore[misc]
+    to_the_end(world)
+    assert equal_in_the_end(world)
