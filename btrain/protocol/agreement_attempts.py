@@ -85,9 +85,10 @@ class Attempts(Knowledge):
 
     def _attempt_to_leave(self) -> int:
         """The latest attempt that b+1 members, so one honest at least, wish to leave; -1 if there is none."""
-        latest = sorted((attempt for attempt, _ in self.state.quits.values()), reverse=True)
-        faulty_max = self.electorate.faulty_max
-        return latest[faulty_max] if len(latest) > faulty_max else -1
+        faulty_max, quits = self.electorate.faulty_max, self.state.quits
+        if len(quits) <= faulty_max:
+            return -1
+        return sorted((attempt for attempt, _ in quits.values()), reverse=True)[faulty_max]
 
     def _leave(self) -> None:
         state = self.state

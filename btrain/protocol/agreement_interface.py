@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeAlias
 
 from btrain.protocol.agreement_messages import ItemKey, Items, Payload, Vote
@@ -19,17 +20,17 @@ class Electorate:
     faulty_max: int
     proposers: tuple[PeerId, ...]
 
-    @property
+    @cached_property
     def quorum(self) -> int:
         """q: votes that certify in attempt 1 and later, Finals that prove the decision to everybody."""
         return quorum(len(self.seats))
 
-    @property
+    @cached_property
     def fast_quorum(self) -> int:
         """Votes that certify in attempt 0."""
         return fast_quorum(len(self.seats), self.faulty_max)
 
-    @property
+    @cached_property
     def leaderless(self) -> bool:
         """Whether attempt 0 can succeed; with fewer present seats than its quorum it is skipped."""
         return len(self.present) >= self.fast_quorum

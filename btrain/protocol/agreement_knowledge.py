@@ -31,9 +31,12 @@ class Knowledge:
         """Signed Finals of q members for the decision, in member order."""
         if self.state.decided is None:
             return None
+        enough = self.electorate.quorum
+        if all(len(senders) < enough for senders in self.state.finals.values()):
+            return None
         senders = self.state.finals.get(self.rules.digest(self.state.decided), {})
         finals = tuple(envelope for _, envelope in sorted(senders.items()))
-        return finals[: self.electorate.quorum] if len(finals) >= self.electorate.quorum else None
+        return finals[:enough] if len(finals) >= enough else None
 
     def known_value(self, digest: bytes) -> Items | None:
         """The items behind a digest, if this member knows them: the answer to another member's NeedValue."""
@@ -118,15 +121,18 @@ class Knowledge:
     def _count_votes(self) -> None:
         """Make a certificate of enough equal votes."""
         for attempt, ballots in sorted(self.state.votes.items()):
-            digest = most((digest for digest, _ in ballots.values()), self._threshold(attempt))
-            if digest is None or attempt <= self.state.rank:
+            enough = self._threshold(attempt)
+            if len(ballots) < enough or attempt <= self.state.rank:
+                continue
+            digest = most((digest for digest, _ in ballots.values()), enough)
+            if digest is None:
                 continue
             items = self.known_value(digest)
             voters = [voter for voter in sorted(ballots) if ballots[voter][0] == digest]
             if items is None:
                 self._ask_for(digest, voters)
             else:
-                votes = (ballots[voter][1] for voter in voters[: self._threshold(attempt)])
+                votes = (ballots[voter][1] for voter in voters[:enough])
                 self._adopt(certificate_of(attempt, items, votes))
 
     # --- values and Finals ---
@@ -152,8 +158,10 @@ class Knowledge:
 
         Once to all; once more to each that shows later that it lacks them, as it may have begun only now.
         """
+        if not self._finals_wanted_by:
+            return
         finals = self.state.finals.get(self.state.final or b"", {})
-        if not self._finals_wanted_by or self.me not in finals:
+        if self.me not in finals:
             return
         mine = finals[self.me]
         others = [envelope for envelope in self.state.finals_for(self.state.final or b"") if envelope != mine]

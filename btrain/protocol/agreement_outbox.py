@@ -29,12 +29,17 @@ class Outbox:
     def take(self, snapshot: bytes | None) -> list[Effect]:
         """The effects so far, behind a Persist where one is needed."""
         effects: list[Effect] = [] if snapshot is None else [Persist(snapshot)]
-        effects += [CancelTimer(name) for name in self._told if name not in self._due]
-        effects += [SetTimer(name, at_us) for name, at_us in self._due.items() if self._told.get(name) != at_us]
+        if self._told != self._due:
+            effects += self._timer_changes()
         effects += self._effects
-        self._told = dict(self._due)
         self._effects = []
         self.dirty = False
+        return effects
+
+    def _timer_changes(self) -> list[Effect]:
+        effects: list[Effect] = [CancelTimer(name) for name in self._told if name not in self._due]
+        effects += [SetTimer(name, at_us) for name, at_us in self._due.items() if self._told.get(name) != at_us]
+        self._told = dict(self._due)
         return effects
 
     def sign(self, payload: Payload) -> None:

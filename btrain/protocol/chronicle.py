@@ -53,6 +53,8 @@ class Chronicle:
 
     def certify(self) -> None:
         """Append decided blocks to the ledger, in order, once their q Finals are here; show them to whom they admit."""
+        if not self.uncertified:
+            return
         for number in sorted(self.uncertified):
             finished = self.uncertified[number]
             if finished.certificate is None:

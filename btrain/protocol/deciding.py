@@ -23,7 +23,7 @@ from btrain.protocol.ledger import LedgerState
 from btrain.protocol.messages import Commit, Message
 from btrain.protocol.packets import Value, ValueRequest
 from btrain.protocol.randomness import HashChain
-from btrain.protocol.statements import EnginePayload, Statements
+from btrain.protocol.statements import ENGINE_PAYLOADS, EnginePayload, Statements
 
 if TYPE_CHECKING:
     from btrain.protocol.round import Round
@@ -90,7 +90,7 @@ class Deciding:
 
     def _signed_before(self, index: int) -> list[Message]:
         """What this member signed in the decision before a restart."""
-        mine = (m for m in self.desk.signed.values() if isinstance(m.body, EnginePayload))
+        mine = (m for m in self.desk.signed.values() if isinstance(m.body, ENGINE_PAYLOADS))
         return [m for m in mine if (m.statement.prev, m.statement.index) == (self.state.head, index)]
 
     def _give(self, engine: Agreement, message: Message, now: int) -> None:
@@ -138,9 +138,10 @@ class Deciding:
         dissent = [
             message.data
             for message in self.desk.noticed()
-            if (message.statement.prev, message.statement.index) == (self.state.head, index)
-            and isinstance(message.body, Vote | Final)
-            and (message.statement.attempt, message.body.digest == digest) == (0, False)
+            if isinstance(message.body, (Vote, Final))
+            and message.body.digest != digest
+            and (message.statement.prev, message.statement.index) == (self.state.head, index)
+            and message.statement.attempt == 0
         ]
         self.statements.send(dissent, None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
@@ -71,7 +72,8 @@ def verify_evidence(evidence: Evidence, verifier: Verifier, rule_of: RuleOf) -> 
     Raises:
         InvalidEvidence: says which step of the proof fails.
     """
-    check = _CHECKS.get(evidence.deed)
+    checks: dict[str, _Check] = {**_CHECKS, "false_charge": partial(_false_charge, Verifier(check=verifier.check))}
+    check = checks.get(evidence.deed)
     if check is None:
         raise InvalidEvidence(f"unknown deed {evidence.deed!r}")
     try:
@@ -180,7 +182,9 @@ def _wrong_reduction(evidence: Evidence, genesis: Genesis, messages: list[Messag
     )
 
 
-def _false_charge(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
+def _false_charge(
+    verifier: Verifier, evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf
+) -> Proof:
     charge = messages[0].body
     _require(isinstance(charge, Charge), "false_charge: needs a Charge")
     assert isinstance(charge, Charge)
@@ -190,7 +194,7 @@ def _false_charge(evidence: Evidence, genesis: Genesis, messages: list[Message],
     try:
         inner = open_evidence(evidence.blobs[0])
         _require(inner.genesis == evidence.genesis, "it is about another run")
-        finding = verify_evidence(inner, Verifier(), rule_of)
+        finding = verify_evidence(inner, verifier, rule_of)
     except RemoteProtocolError as error:
         return "bytes", f"charged a peer on evidence that proves nothing: {error}"
     if (finding.accused, finding.round, finding.deed) != (charge.accused, charge.round, charge.deed):
@@ -204,7 +208,6 @@ _CHECKS: Mapping[str, _Check] = {
     "illegal_encoding": _illegal_encoding,
     "illegal_result": _illegal_result,
     "wrong_reduction": _wrong_reduction,
-    "false_charge": _false_charge,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median_low
 from typing import Final, Literal
 
@@ -123,13 +124,17 @@ class LedgerState:
         run = genesis.run
         return cls(genesis, charter, 0, run, roster, (run, run), 0, None, 0, 0)
 
-    @property
+    @cached_property
     def run(self) -> bytes:
         """The run's id."""
         return self.genesis.run
 
     def roles(self) -> Roles:
         """Roles of round t."""
+        return self._roles
+
+    @cached_property
+    def _roles(self) -> Roles:
         return draw_roles(self.roster, self.randomness[1], self.round, self.genesis.numel)
 
     @property

@@ -201,9 +201,18 @@ def slot_key(statement: Statement) -> bytes:
 
 
 class Verifier:
-    """Checks signatures and remembers the envelopes that passed, so that a handed-on message costs one check."""
+    """Checks signatures and remembers the envelopes that passed, so that a handed-on message costs one check.
 
-    def __init__(self, cached_max: int = 20_000, cached_bytes_max: int = 64 * 2**20) -> None:
+    `check` takes (public key, message, signature); only simulations have another than Ed25519.
+    """
+
+    def __init__(
+        self,
+        cached_max: int = 20_000,
+        cached_bytes_max: int = 64 * 2**20,
+        check: Callable[[PeerId, bytes, bytes], bool] = verify,
+    ) -> None:
+        self.check = check
         self._passed: OrderedDict[bytes, Message] = OrderedDict()
         self._cached_max, self._cached_bytes_max = cached_max, cached_bytes_max
         self._cached_bytes = 0
@@ -214,23 +223,23 @@ class Verifier:
         Raises:
             OversizedMessage, MalformedMessage, NonCanonicalMessage, WrongSignature, ForeignMessage
         """
-        key = digest(data)
-        known = self._passed.get(key)
+        known = self._passed.get(data)
         if known is None:
-            known = _open(data)
-            self._passed[key] = known
+            known = _open(data, self.check)
+            self._passed[data] = known
             self._cached_bytes += len(data)
             while len(self._passed) > self._cached_max or self._cached_bytes > self._cached_bytes_max:
                 self._cached_bytes -= len(self._passed.popitem(last=False)[1].data)
-        if (known.statement.run, known.statement.group) != (run, group):
+        statement = known.statement
+        if statement.run != run or statement.group != group:
             raise ForeignMessage(f"{known.statement.kind} of run {known.statement.run.hex()[:12]}")
         return known
 
 
-def _open(data: bytes) -> Message:
+def _open(data: bytes, check: Callable[[PeerId, bytes, bytes], bool]) -> Message:
     envelope = decode(Envelope, data, ENVELOPE_BYTES_MAX)
     statement = decode(Statement, envelope.statement, ENVELOPE_BYTES_MAX)
-    if not verify(statement.sender, DOMAIN + envelope.statement, envelope.signature):
+    if not check(statement.sender, DOMAIN + envelope.statement, envelope.signature):
         raise WrongSignature(f"{statement.kind} of round {statement.round}")
     body = decode(BODIES[statement.kind], statement.body, ENVELOPE_BYTES_MAX)
     return Message(data, statement, body)  # type: ignore[arg-type]  # BODIES holds exactly the members of Body

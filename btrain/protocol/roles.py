@@ -44,11 +44,11 @@ class Roles:
 
     def aggregator(self, part: int, attempt: int, complaining: Collection[PeerId] = ()) -> PeerId | None:
         """Who reduces `part` in this attempt of `results`; whoever complained of a missing part does not."""
+        if attempt == 0 and self.owners and self.owners[part] not in complaining:
+            return self.owners[part]
         able = [owner for owner in self.owners if owner not in complaining]
         if not able:
             return None
-        if attempt == 0 and self.owners[part] not in complaining:
-            return self.owners[part]
         return able[(part + attempt) % len(able)]
 
     def owned(self, peer: PeerId) -> int | None:

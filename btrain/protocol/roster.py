@@ -59,12 +59,12 @@ class Roster:
         n = len(self.seats)
         return min(self.byzantine_max, byzantine_limit(n, validators_max(n, self.audits_per_round)))
 
-    @property
+    @cached_property
     def quorum(self) -> int:
         """q."""
         return quorum(len(self.seats))
 
-    @property
+    @cached_property
     def fast_quorum(self) -> int:
         """Votes that are final in attempt 0."""
         return fast_quorum(len(self.seats), self.faulty_max)

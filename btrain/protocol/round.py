@@ -21,7 +21,7 @@ from btrain.protocol.ledger import Block, Contribution, LedgerState, ResultEntry
 from btrain.protocol.messages import Commit, Message, Missing, Result, Reveal, Statement
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.reduction import ReducedPart, encode_gradient
-from btrain.protocol.statements import EnginePayload
+from btrain.protocol.statements import ENGINE_PAYLOADS
 
 BLOCKS_REMEMBERED = 32  # blocks of different sets of links, built and kept
 
@@ -41,6 +41,8 @@ class Round(Deciding):
         self.results_digest = ZERO
         self.block: Block | None = None
         self.compute_ms = self.transfer_ms = 0
+        self._own_part = self.roles.owned(self.me)
+        self._held_results: dict[str, bytes] = {}  # what the engine was given
         self._guessed = False  # the own part is reduced over all before the decision says so
         self._blocks: dict[tuple[tuple[str, bytes], ...], Block] = {}
         self._committed_us = self._contributors_at_us = self._results_at_us = started_us
@@ -122,7 +124,8 @@ class Round(Deciding):
         """
         self.statements.check_slot(message)
         body = message.body
-        if isinstance(body, EnginePayload) and message.statement.attempt > self.attempts_noticed:
+        attempt = message.statement.attempt
+        if attempt and isinstance(body, ENGINE_PAYLOADS) and attempt > self.attempts_noticed:
             return  # Quits lead there, and bring them again
         if isinstance(body, Result):
             decided = None if self.contribution is None else self.contribution.ctx
@@ -132,7 +135,7 @@ class Round(Deciding):
         self.statements.check_body(message)
         if notice == "ignored" and not self._counts_once_more(message):
             return
-        if isinstance(body, EnginePayload):
+        if isinstance(body, ENGINE_PAYLOADS):
             self._on_engine(message, body, now)
         elif notice == "second":
             self._on_second(message, now)
@@ -152,7 +155,8 @@ class Round(Deciding):
         elif isinstance(body, Reveal) and message.sender in self.expected_links:
             self._hold(BLOCK, link_key(message.sender), body.link, now)
         if isinstance(body, Commit):
-            self._check_parts(now)
+            self._reduce_all()
+            self._reduce_decided()
         elif isinstance(body, Result):
             self._check_results(now)
         self._check_decided(now)
@@ -199,10 +203,6 @@ class Round(Deciding):
 
     # --- parts and results ---
 
-    @property
-    def _own_part(self) -> int | None:
-        return self.roles.owned(self.me)
-
     def holds_own_parts(self) -> bool:
         """Whether this member, if it aggregates, has its part of every committed gradient: only then does it vote."""
         return not self._lacking()
@@ -214,15 +214,20 @@ class Round(Deciding):
 
     def _check_parts(self, now: int) -> None:
         """Reduce as soon as every input is here, and let the engine know."""
-        part, engine = self._own_part, self.engines[CONTRIBUTORS]
+        self._reduce_all()
+        engine = self.engines[CONTRIBUTORS]
         if self.contribution is None and engine is not None:
-            if part is not None and not self._guessed and self._all_here():
-                self._guessed = True
-                contribution, items = contribution_of(self.statements.commits.values())
-                ctx = RULES[CONTRIBUTORS](self).digest(items)
-                self.exchange.reduce(part, 0, Contribution(ctx, contribution.commits, (), contribution.workers))
             self._drive(CONTRIBUTORS, engine.recheck(now), now)
         self._reduce_decided()
+
+    def _reduce_all(self) -> None:
+        """Reduce the own part over everybody before the decision says so, once all is here."""
+        part = self._own_part
+        if self.contribution is None and part is not None and not self._guessed and self._all_here():
+            self._guessed = True
+            contribution, items = contribution_of(self.statements.commits.values())
+            ctx = RULES[CONTRIBUTORS](self).digest(items)
+            self.exchange.reduce(part, 0, Contribution(ctx, contribution.commits, (), contribution.workers))
 
     def _all_here(self) -> bool:
         return len(self.statements.commits) == len(self.roles.present) and self.holds_own_parts()
@@ -279,7 +284,8 @@ class Round(Deciding):
         if self.contribution is None or self.block is not None:
             return
         for key, message in list(self._rightful_results()):
-            if self.exchange.open_result(message):
+            if self.exchange.open_result(message) and self._held_results.get(key) != message.hash:
+                self._held_results[key] = message.hash
                 self._hold(RESULTS, key, message.hash, now)
         engine = self.engines[RESULTS]
         if engine is not None:

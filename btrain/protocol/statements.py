@@ -20,6 +20,12 @@ PACKET_ENVELOPE_BYTES = 48 * 1024
 RESULT_SETS_MAX = 3  # sets of contributors over which one member may sign results in a round
 
 EnginePayload = Vote | Quit | Lock | Proposal | Final
+ENGINE_PAYLOADS = (Vote, Quit, Lock, Proposal, Final)  # isinstance is several times faster on a tuple than on a union
+
+
+def _slot_text(message: Message) -> str:
+    s = message.statement
+    return f"{s.kind} of {message.sender.hex()[:8]}, attempt {s.attempt}, index {s.index}"
 
 
 class Statements:
@@ -46,17 +52,16 @@ class Statements:
             InconsistentMessage: there is no such slot.
         """
         s, body, roles = message.statement, message.body, self.roles
-        place = f"{s.kind} of {message.sender.hex()[:8]}, attempt {s.attempt}, index {s.index}"
-        if isinstance(body, EnginePayload):
+        if isinstance(body, ENGINE_PAYLOADS):
             if s.index > BLOCK or s.attempt != getattr(body, "attempt", 0):
-                raise InconsistentMessage(place)
+                raise InconsistentMessage(_slot_text(message))
         elif isinstance(body, Result):
             if body.part >= roles.layout.parts or s.index != body.part:
-                raise InconsistentMessage(f"{place}: there are {roles.layout.parts} parts")
+                raise InconsistentMessage(f"{_slot_text(message)}: there are {roles.layout.parts} parts")
             if message.sender not in roles.owners or s.attempt > self.state.roster.faulty_max + 2:
-                raise NotAMember(f"{place}: it aggregates nothing in round {s.round}")
-        elif not isinstance(body, Commit | Missing | Reveal) or (s.attempt, s.index) != (0, 0):
-            raise InconsistentMessage(place)
+                raise NotAMember(f"{_slot_text(message)}: it aggregates nothing in round {s.round}")
+        elif not isinstance(body, (Commit, Missing, Reveal)) or (s.attempt, s.index) != (0, 0):
+            raise InconsistentMessage(_slot_text(message))
 
     def check_body(self, message: Message) -> None:
         """Whether a statement says nothing that the ledger excludes.
@@ -65,7 +70,10 @@ class Statements:
             NotAMember: the sender has not the role that the statement needs.
             InconsistentMessage: wrong counts, or a link off its chain.
         """
-        body, sender, roles = message.body, message.sender, self.roles
+        body = message.body
+        if isinstance(body, ENGINE_PAYLOADS):
+            return
+        sender, roles = message.sender, self.roles
         place = f"{message.statement.kind} of {sender.hex()[:8]}"
         if isinstance(body, Commit):
             if sender not in roles.present:

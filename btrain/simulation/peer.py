@@ -43,6 +43,7 @@ from btrain.simulation.disk import Disk
 from btrain.simulation.heap import NodeId, Port
 
 SNAPSHOT_ROUNDS = 4  # kept parameters for audits
+ENVELOPE_BYTES = 16  # framing of a packet
 
 
 class Learner(Protocol):
@@ -111,6 +112,7 @@ class SimulatedPeer:
         self._fetches: dict[bytes, _Fetch] = {}
         self._snapshots: dict[int, Tensor] = {}
         self._connected: set[PeerId] = set()
+        self._audience: tuple[PeerId, ...] = ()  # the connected peers in member order
         self.now = 0
         self.learner = identity.make_learner()
         state, x_round = self._load()
@@ -172,7 +174,9 @@ class SimulatedPeer:
         """A peer can be reached (again)."""
         self.now = now
         assert isinstance(peer, bytes)
-        self._connected.add(peer)
+        if peer not in self._connected:
+            self._connected.add(peer)
+            self._audience = tuple(sorted(self._connected - {self.identity.key.public_key}))
         self._run(self.member.connected(peer, now))
 
     def leave(self, now: int) -> None:
@@ -300,11 +304,13 @@ class SimulatedPeer:
     # --- packets ---
 
     def _send(self, packet: bytes, to: PeerId | None, delay_us: int) -> None:
-        receivers = [to] if to is not None else self._everybody()
+        receivers = (to,) if to is not None else self._audience
 
         def go(now: int) -> list[Effect]:
+            payload, size = ("control", packet), len(packet) + ENVELOPE_BYTES
             for peer in receivers:
-                self._transmit(peer, ("control", packet))
+                if peer in self._connected:
+                    self.port.send(peer, payload, size)
             return []
 
         if delay_us:
@@ -312,11 +318,8 @@ class SimulatedPeer:
         else:
             go(self.now)
 
-    def _everybody(self) -> list[PeerId]:
-        return sorted(self._connected - {self.identity.key.public_key})
-
     def _transmit(self, to: PeerId, payload: tuple[object, ...]) -> None:
-        size = sum(len(part) for part in payload if isinstance(part, bytes)) + 16
+        size = sum(len(part) for part in payload if isinstance(part, bytes)) + ENVELOPE_BYTES
         if to in self._connected:
             self.port.send(to, payload, size)
 

@@ -12,22 +12,16 @@ from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.ledger import Block, Charter, Founder, Genesis, LedgerState, check_certificate, open_block
 from btrain.protocol.member import Membership
-from btrain.protocol.messages import Verifier
 from btrain.protocol.randomness import HashChain
 from btrain.simulation.heap import Heap, NetworkPlan
 from btrain.simulation.peer import Identity, Learner, SimulatedPeer, Timings
+from btrain.simulation.signatures import Signatures, simulated_keys, simulated_verifier
+
+__all__ = ["InvariantViolated", "World", "found", "simulated_keys"]
 
 
 class InvariantViolated(BtrainError):
     """A simulated run broke a promise: a fork, a false ban, a weight that is not finite. The seed reproduces it."""
-
-
-def simulated_keys(seed: int, count: int) -> list[SigningKey]:
-    """Keys of the peers of a simulated run, in member order."""
-    keys = [
-        SigningKey.from_seed(hashlib.sha256(f"btrain/simulation/{seed}/{i}".encode()).digest()) for i in range(count)
-    ]
-    return sorted(keys, key=lambda key: key.public_key)
 
 
 def found(keys: Sequence[SigningKey], charter: Charter, contract: bytes, learner: Learner, seed: int) -> Genesis:
@@ -50,35 +44,35 @@ class World:
     plan: NetworkPlan = field(default_factory=NetworkPlan)
     timings: Timings = field(default_factory=Timings)
     contract: bytes = b"simulated"
+    signatures: Signatures = "real"
 
     def __post_init__(self) -> None:
         self.heap = Heap(self.seed, self.plan)
-        self.keys = simulated_keys(self.seed, self.peers)
+        self.keys = simulated_keys(self.seed, self.peers, self.signatures)
         self.genesis = found(self.keys, self.charter, self.contract, self.make_learner(), self.seed)
-        verifier = Verifier(200_000)
+        self.verifier = simulated_verifier(self.signatures)
         self.identities: dict[PeerId, Identity] = {}
         for index, key in enumerate(self.keys):
-            self._add(key, self.byzantine.get(index, Behaviour()), verifier)
-        self.verifier = verifier
+            self._add(key, self.byzantine.get(index, Behaviour()))
         self.newcomers: list[PeerId] = []
         self.drifted: set[PeerId] = set()  # whose parameters a fault has changed, until it has healed
         self._checked: dict[PeerId, int] = {}
         self._blocks: dict[int, bytes] = {}
         self._digests: dict[int, bytes] = {}  # round -> SHA-256 of x[round]
 
-    def _add(self, key: SigningKey, behaviour: Behaviour, verifier: Verifier, start_us: int = 0) -> None:
+    def _add(self, key: SigningKey, behaviour: Behaviour, start_us: int = 0) -> None:
         membership = Membership(digest(self.contract), self.genesis.x0, 0.0, self.genesis.nonce)
         contacts = tuple(k.public_key for k in self.keys)
         identity = Identity(
-            key, self.genesis, self.charter, membership, self.make_learner, behaviour, verifier, contacts, self.seed,
-            self.timings,
+            key, self.genesis, self.charter, membership, self.make_learner, behaviour, self.verifier, contacts,
+            self.seed, self.timings,
         )  # fmt: skip
         self.identities[key.public_key] = identity
         self.heap.add(key.public_key, lambda port: SimulatedPeer(port, identity), start_us)
 
     def add_newcomer(self, key: SigningKey, start_us: int, behaviour: Behaviour | None = None) -> None:
         """A peer that is no founder and starts later."""
-        self._add(key, behaviour or Behaviour(), self.verifier, start_us)
+        self._add(key, behaviour or Behaviour(), start_us)
         if behaviour is None:
             self.newcomers.append(key.public_key)
 
@@ -151,7 +145,7 @@ class World:
         Raises:
             RemoteProtocolError: names the block and what is wrong with it.
         """
-        verifier = Verifier(200_000)
+        verifier = simulated_verifier(self.signatures)
         for peer in (*self.honest, *self.newcomers):
             state = LedgerState.start(self.genesis, self.charter)
             for certified in self.identities[peer].disk.blocks:

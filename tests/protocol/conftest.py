@@ -15,7 +15,8 @@ from btrain.protocol.quorum import byzantine_limit, validators_max
 from btrain.simulation.faults import Faults
 from btrain.simulation.heap import LinkPlan
 from btrain.simulation.quadratic import Quadratic
-from btrain.simulation.world import World, simulated_keys
+from btrain.simulation.signatures import Signatures, simulated_keys
+from btrain.simulation.world import World
 
 RULE = get_rule("centered_clip")
 LINK = LinkPlan(1_000, 20_000)
@@ -53,11 +54,12 @@ class Run:
         link: LinkPlan = LINK,
         byzantine: Mapping[int, Behaviour] | None = None,
         numel: int = 2100,
+        signatures: Signatures = "real",
         **changes: object,
     ) -> World:
         """A run that is set up and not started."""
         faults = faults or Faults()
-        keys = simulated_keys(seed, peers)
+        keys = simulated_keys(seed, peers, signatures)
         world = World(
             self.charter(peers, rounds, **changes),
             lambda: Quadratic(numel),
@@ -65,6 +67,7 @@ class Run:
             seed=seed,
             plan=faults.network(keys, link),
             byzantine=byzantine or {},
+            signatures=signatures,
         )
         faults.schedule(world.heap, keys)
         return world
