@@ -18,6 +18,7 @@ group:
   # byzantine_max: {byzantine_max}           # that may lie or fail at once; left out: as many as start_when allows
 verification:
   audits_per_round: 1          # members that recompute others' work in place of their own; none below four members
+  sweep: true                  # who is proven to cheat in a round has the whole round audited
 aggregation: {{rule: centered_clip, tau: auto}}
 deadlines: {{message: 1s, compute: auto, transfer: auto}}
 """

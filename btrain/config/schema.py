@@ -217,6 +217,8 @@ class Tolerance(Section):
 class Verification(Section):
     audits_per_round: Annotated[float, Field(ge=0, le=16)] = 1.0
     custody_rounds: Annotated[int, Field(ge=2, le=4096)] = 16
+    sweep: bool = True
+    """Whether a proven cheat has its whole round audited again."""
     tolerance: Tolerance = Tolerance()
 
 

@@ -23,6 +23,7 @@ from btrain.protocol.effects import (
     Event,
     FetchBlob,
     Halt,
+    KeepParameters,
     LoadState,
     PushBlob,
     Recompute,
@@ -131,6 +132,8 @@ class Executor:
                 self._nursery.start_soon(self._work, token, job)
             case Recompute(token, round, seed):
                 self._nursery.start_soon(self._recompute, token, round, seed)
+            case KeepParameters(rounds):
+                self._learning.pin(rounds)
             case Compute():
                 member = self._listener.member
                 if member is not None and member.round is not None and member.round.round == effect.round:

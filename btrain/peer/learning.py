@@ -16,12 +16,11 @@ from torch import Tensor
 
 from btrain.data import Batch
 from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.court import PARAMETERS_KEPT
 from btrain.protocol.effects import Apply, Compute
 from btrain.protocol.pieces import CutState, cut
 from btrain.protocol.round import Round
 from btrain.training import GradientOracle, Trainer
-
-SNAPSHOT_ROUNDS = 4  # kept parameters: what audits and open cases can ask for
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ class Learning:
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self.x_round = 0
         self._snapshots: dict[int, Tensor] = {0: trainer.parameters()}
+        self._pinned: frozenset[int] = frozenset()
         self._lock = threading.Lock()
 
     def at(self, round: int) -> None:
@@ -73,13 +73,19 @@ class Learning:
         with self._lock:
             self.x_round = round
             self._snapshots[round] = x
-            for old in [kept for kept in self._snapshots if kept > round or kept + SNAPSHOT_ROUNDS <= round]:
+            late = {r for r in self._snapshots if r + PARAMETERS_KEPT <= round} - self._pinned
+            for old in late | {r for r in self._snapshots if r > round}:
                 del self._snapshots[old]
 
     def restart_at(self, round: int, state: bytes) -> None:
         """Take a state over as x[round]."""
         self.trainer.load_state(state)
         self.at(round)
+
+    def pin(self, rounds: frozenset[int]) -> None:
+        """Keep the copies of these rounds until told otherwise."""
+        with self._lock:
+            self._pinned = rounds
 
     def x(self, round: int) -> Tensor | None:
         """The kept x[round], float32 [d]."""

@@ -19,10 +19,10 @@ from btrain.aggregation import Rule
 from btrain.kernels import BLOCK, QuantizedBlocks, dequantize_blockwise
 from btrain.protocol.effects import Effect, FetchBlob, Recompute, Work
 from btrain.protocol.encoding import PeerId, digest
-from btrain.protocol.ledger import GUILTY, INNOCENT, UNSURE
 from btrain.protocol.messages import Commit, Message
 from btrain.protocol.reduction import encode_gradient, open_part, reduce_committed
 from btrain.protocol.roles import PartLayout, Roles
+from btrain.protocol.verdicts import GUILTY, INNOCENT, UNSURE
 
 __all__ = ["GUILTY", "INNOCENT", "UNSURE", "Check", "GradientCheck", "PartCheck", "excess"]
 
@@ -92,6 +92,10 @@ class Check:
         self.waiting = set(wanted)
         return [FetchBlob(hash, sources) for hash, sources in wanted.items()]
 
+    def start(self) -> list[Effect]:
+        """Begin."""
+        raise NotImplementedError
+
     def complete(self) -> list[Effect]:
         """Every blob is there."""
         raise NotImplementedError
@@ -118,12 +122,12 @@ class GradientCheck(Check):
         assert isinstance(self.commit.body, Commit)
         return self.commit.body.leaves
 
-    def recomputed(self, gradient: Tensor | None, x: Tensor | None) -> list[Effect]:
-        """The oracle's answer: hashes first, on equal hardware nothing is fetched."""
+    def recomputed(self, gradient: Tensor | None, x: bytes | None) -> list[Effect]:
+        """The oracle's answer, and x as bytes: hashes first, on equal hardware nothing is fetched."""
         if gradient is None or x is None:
             self.outcome = "unavailable"
             return []
-        self.gradient, self.x = gradient, x.numpy().tobytes()
+        self.gradient, self.x = gradient, x
         layout = self.roles.layout
         return [Work(self.token, lambda: [digest(part) for part in encode_gradient(gradient, layout) or []])]
 

@@ -70,7 +70,7 @@ class Chronicle:
     def _write(self, number: int, certified: CertifiedBlock) -> None:
         """Into the ledger. What leads from the last certified state to here stays, but not for ever."""
         charter, state = self.state.charter, self.state.state
-        period = charter.custody_rounds + charter.state_sync_every
+        period = charter.kept_rounds
         last = 0 if state is None else state.round
         keep_from = max(min(number - period, last), number - KEPT_PERIODS * period)
         self.desk.emit(AppendBlock(number, certified.block, certified.certificate, keep_from))

@@ -6,7 +6,7 @@ not what its seed gives; whoever hears it recomputes and lists a verdict. Bans h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,20 +16,24 @@ from btrain.protocol.audit import Check, GradientCheck, PartCheck
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.contribution import item_key
 from btrain.protocol.desk import Desk
-from btrain.protocol.effects import Effect, FetchBlob, PutBlob, SaveEvidence, Work
+from btrain.protocol.docket import Docket, Doubt
+from btrain.protocol.effects import FetchBlob, KeepParameters, PutBlob, SaveEvidence, Work
 from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.errors import InconsistentMessage, InvalidEvidence, NotAMember, RemoteProtocolError
 from btrain.protocol.evidence import Finding, bundle, named_deed, open_evidence, verify_evidence
 from btrain.protocol.exchange import leaf_of
-from btrain.protocol.ledger import GUILTY, Ban, Block, Charter, Contribution, Genesis, LedgerState
+from btrain.protocol.ledger import Ban, Block, Charter, Contribution, Genesis, LedgerState
 from btrain.protocol.messages import LISTED_MAX, Accusation, Charge, Commit, Message, Result, Verdict
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.roles import Roles
 from btrain.protocol.roster import Roster
+from btrain.protocol.sweep import Sweep
+from btrain.protocol.verdicts import GUILTY, INNOCENT, UNSURE, Question, question_of
 
 CASE_ROUNDS = 16  # how long a verdict is listed
 CHARGES_PER_ROUND_MAX = 8  # charges of one member that are looked at in one round
-CLOSED_MAX = 4  # closed cases whose parameters are kept for the evidence
+PARAMETERS_KEPT = 6  # rounds whose x members have at hand; those of sweeps and open cases besides
+KEPT_MAX = 16  # rounds of sweeps and open cases whose x is kept
 
 Case = tuple[PeerId, PeerId, int]  # accuser, accused, round of the gradient
 
@@ -64,16 +68,25 @@ class Court:
     genesis: Genesis
     behaviour: Behaviour
     draw: Callable[[int], int]  # a private random integer below its argument
-    round: int = 0  # the open round, in whose slots charges and accusations are signed
+    state: LedgerState  # of the open round, in whose slots charges and accusations are signed
     records: dict[int, Record] = field(default_factory=dict)
     charges: dict[PeerId, Charge] = field(default_factory=dict)  # one proof is enough
     verdicts: dict[Case, Verdict] = field(default_factory=dict)
-    checks: dict[str, Check] = field(default_factory=dict)
-    _cases: dict[str, Message | None] = field(default_factory=dict)  # token -> the accusation; None: our own audit
-    _closed: dict[Case, GradientCheck] = field(default_factory=dict)
+    docket: Docket = field(init=False)
     _evidence: dict[bytes, list[Message]] = field(default_factory=dict)  # evidence on its way -> charges resting on it
     _heard: dict[PeerId, int] = field(default_factory=dict)  # charges looked at in this round
+    _untold: list[Charge] = field(default_factory=list)  # own charges that found no slot in their round
     _suspects: list[PeerId] = field(default_factory=list)
+    _kept: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.docket = Docket(self.desk, self._concluded)
+        self.stand_at(self.state)
+
+    @property
+    def round(self) -> int:
+        """The open round."""
+        return self.state.round
 
     # --- what a Commit lists ---
 
@@ -83,21 +96,51 @@ class Court:
         return tuple(c for c in listed if self.behaviour.charges(c.accused, c.deed))[:LISTED_MAX]
 
     def listed_verdicts(self, roster: Roster, round: int) -> tuple[Verdict, ...]:
-        """Verdicts of open cases."""
-        open_cases = (
-            verdict
-            for (accuser, accused, of), verdict in self.verdicts.items()
-            if of + CASE_ROUNDS >= round and roster.seat(accused) and roster.seat(accuser)
-        )
-        return tuple(open_cases)[:LISTED_MAX]
+        """Verdicts of open cases, oldest first: one guilty of each question, one innocent of each accuser."""
+        listed: dict[object, Verdict] = {}
+        for verdict in sorted(self.verdicts.values(), key=lambda v: (v.round, v.accused, v.accuser)):
+            if not self._is_kept(verdict.round, round):
+                continue
+            if not (roster.seat(verdict.accused) and roster.seat(verdict.accuser)):
+                continue
+            matter = verdict.accuser if verdict.vote == INNOCENT else (verdict.vote, question_of(verdict))
+            listed.setdefault(matter, verdict)
+        decisive_first = sorted(listed.values(), key=lambda verdict: verdict.vote == UNSURE)
+        return tuple(decisive_first[:LISTED_MAX])
 
     # --- rounds ---
 
     def stand_at(self, state: LedgerState) -> None:
-        """The ledger has moved on."""
-        self.round = state.round
+        """The ledger has moved on: begin the sweeps that its last block has opened."""
+        self.state = state
         self.charges = {accused: c for accused, c in self.charges.items() if state.roster.seat(accused)}
         self._heard.clear()
+        untold, self._untold = self._untold, []
+        for charge in untold:
+            self._tell(charge)
+        for sweep in state.sweeps:
+            if sweep.opened == state.round - 1:
+                self._sweep(sweep)
+        self._keep_parameters()
+
+    def _keep_parameters(self) -> None:
+        cases = {of for _, of in self._open_cases()}
+        doubts = {of for _, of in self.docket.doubts}
+        sweeps = {sweep.round for sweep in self.state.sweeps if sweep.closes >= self.round}
+        kept = frozenset(sorted(cases | doubts | sweeps)[-KEPT_MAX:])
+        if kept != self._kept:
+            self._kept = kept
+            self.desk.emit(KeepParameters(kept))
+
+    def _open_cases(self) -> set[Question]:
+        """Gradients that somebody is accused of, and that no block has answered yet."""
+        members = self.state.roster.members
+        return {(accused, of) for accuser, accused, of in self.verdicts if accused in members and accuser in members}
+
+    def _is_kept(self, of: int, round: int) -> bool:
+        """Whether what concerns a round is still kept in `round`: in custody, or while a sweep of it is open."""
+        sweep = self.state.sweep_of(of)
+        return of + CASE_ROUNDS >= round or (sweep is not None and sweep.closes >= round)
 
     def close_round(self, record: Record) -> None:
         """Keep a decided round; forget those beyond custody. Whoever opened no link is audited before any other."""
@@ -105,12 +148,13 @@ class Court:
         self.records[round] = record
         silent = set(record.contribution.commits) & set(record.block.absences)
         self._suspects = sorted(silent & set(record.contribution.workers))
-        for old in [r for r in self.records if r + self.charter.custody_rounds < round]:
-            del self.records[old]
-        self.verdicts = {case: v for case, v in self.verdicts.items() if case[2] + CASE_ROUNDS >= round}
-        self._closed = {case: c for case, c in self._closed.items() if case[2] + CASE_ROUNDS >= round}
+        custody = max(0, self.charter.custody_rounds - CASE_ROUNDS)
+        self.records = {r: kept for r, kept in self.records.items() if self._is_kept(r, round - custody)}
+        self.verdicts = {case: v for case, v in self.verdicts.items() if self._is_kept(case[2], round)}
         for ban in record.block.bans:
             self._save_attested(ban, record)
+        self._hear_commits(record)
+        self.docket.forget(lambda of: self._is_kept(of, round), self._open_cases())
 
     def audit(self, round: int) -> None:
         """The duty of a validator of `round`: one worker and one part of the round before, drawn in private."""
@@ -121,50 +165,74 @@ class Court:
         suspects = [w for w in self._suspects if w in workers]
         if workers:
             target = suspects[0] if suspects else workers[self.draw(len(workers))]
-            self._begin_gradient_check(f"court:audit:{round}", record, target, None)
+            self._ask(record, target, None, urgent=True)
         if record.results:
             part = sorted(record.results)[self.draw(len(record.results))]
-            self._begin_part_check(f"court:part:{round}", record, part)
+            self._reduce_again(record, part, urgent=True)
 
-    def _begin_gradient_check(self, token: str, record: Record, target: PeerId, accusation: Message | None) -> None:
-        seed = batch_seed(self.desk.run, record.seed_randomness, target, record.roles.round)
-        check = GradientCheck(token, record.contribution.commits[target], record.roles, seed)
-        self.checks[token] = check
-        self._cases[token] = accusation
-        self._run(check, check.start())
+    def _sweep(self, sweep: Sweep) -> None:
+        """Audit what the sweep draws this member for. Without the record of that round it is one of those missing."""
+        record = self.records.get(sweep.round)
+        if record is None or self.desk.me not in sweep.members:
+            return
+        gradients = sweep.gradients_for(self.desk.me, record.contribution.workers)
+        parts = sweep.parts_for(self.desk.me, {part: result.sender for part, result in record.results.items()})
+        self.desk.event("sweep", round=sweep.round, gradients=len(gradients), parts=len(parts))
+        for worker in gradients:
+            self._ask(record, worker, None)
+        for part in parts:
+            self._reduce_again(record, part)
 
-    def _begin_part_check(self, token: str, record: Record, part: int) -> None:
+    def _ask(self, record: Record, worker: PeerId, accuser: PeerId | None, *, urgent: bool = False) -> None:
+        """Recompute a gradient, or take what is known of it: for this member's own duty, or to judge an accusation."""
+        question = worker, record.roles.round
+        found = self.docket.findings.get(question)
+        known = found is not None and found.outcome != "unavailable"
+        doubt = self.docket.doubts.get(question)
+        if doubt is None:
+            seed = batch_seed(self.desk.run, record.seed_randomness, worker, record.roles.round)
+            token = f"court:gradient:{record.roles.round}:{worker.hex()}"
+            fresh = GradientCheck(token, record.contribution.commits[worker], record.roles, seed)
+            doubt = Doubt(found if known and found is not None else fresh)
+        doubt.own |= accuser is None
+        doubt.accusers += [accuser] if accuser is not None and accuser not in doubt.accusers else []
+        if known:
+            self._answer(doubt)
+        elif question in self.docket.doubts:
+            self.docket.hurry(doubt.check.token)
+        else:
+            self.docket.doubts[question] = doubt
+            self.docket.add(doubt.check, urgent=urgent)
+            self._keep_parameters()
+
+    def _reduce_again(self, record: Record, part: int, *, urgent: bool = False) -> None:
         result, contribution = record.results[part], record.contribution
-        if result.sender == self.desk.me:
+        token = f"court:part:{record.roles.round}:{part}"
+        if result.sender == self.desk.me or self.docket.knows(token):
             return
         assert isinstance(result.body, Result)
         workers = [worker for worker in contribution.workers if worker not in result.body.without]
         leaves = {worker: leaf_of(contribution.commits[worker], part) for worker in workers}
         numel = record.roles.layout.part_numel(part)
         check = PartCheck(token, part, numel, result, leaves, (result.sender,), self.charter.rule)
-        self.checks[token] = check
-        self._run(check, check.start())
+        self.docket.add(check, urgent=urgent)
 
     # --- inputs of running checks ---
 
     def recomputed(self, token: str, gradient: Tensor | None, x: Tensor | None) -> None:
         """The oracle's answer for a check."""
-        check = self.checks.get(token)
-        if isinstance(check, GradientCheck):
-            self._run(check, check.recomputed(gradient, x))
+        self.docket.recomputed(token, gradient, x)
 
     def work_done(self, token: str, result: object) -> None:
         """The result of a job: of a check, or of looking at somebody's evidence."""
-        check = self.checks.get(token)
-        if isinstance(check, GradientCheck | PartCheck):
-            self._run(check, check.work_done(result))
-        elif isinstance(result, Look):
+        if isinstance(result, Look):
             self._judge_evidence(bytes.fromhex(token.rpartition(":")[2]), result)
+        else:
+            self.docket.work_done(token, result)
 
     def blob(self, hash: bytes, data: bytes | None) -> None:
         """Bytes that a check or a charge waits for; None when nobody has them."""
-        for check in list(self.checks.values()):
-            self._run(check, check.blob(hash, data))
+        self.docket.blob(hash, data)
         charges = self._evidence.get(hash)
         if charges and data is not None:
             self._look_at(hash, data)
@@ -172,91 +240,134 @@ class Court:
             charges.pop(0)
             self._fetch_evidence(hash, charges)
 
-    def _run(self, check: Check, effects: list[Effect]) -> None:
-        self.desk.emit(*effects)
-        if check.outcome is None:
-            return
-        del self.checks[check.token]
+    def _concluded(self, check: Check) -> None:
         if isinstance(check, PartCheck):
             self._conclude_part(check)
         elif isinstance(check, GradientCheck):
-            accusation = self._cases.pop(check.token)
+            doubt = self.docket.doubts.pop((check.commit.sender, check.roles.round))
             self.desk.event("checked", peer=check.commit.sender.hex(), round=check.roles.round, outcome=check.outcome,
-                            excess=check.excess, audit=accusation is None)  # fmt: skip
-            if accusation is None:
-                self._conclude_audit(check)
-            else:
-                self._vote(accusation.sender, check)
+                            excess=check.excess, audit=doubt.own)  # fmt: skip
+            self._answer(doubt)
+
+    def _answer(self, doubt: Doubt) -> None:
+        """Act on what was found: accuse if that is this member's duty, vote on the accusations that were heard."""
+        check = doubt.check
+        if doubt.own and self.behaviour.accuses(check, self.charter.tolerance):
+            self._accuse(check)
+        for accuser in doubt.accusers:
+            self._list(accuser, check, self.behaviour.vote(check, self.charter.tolerance))
+        self._keep_parameters()
 
     # --- accusations ---
 
-    def _conclude_audit(self, check: GradientCheck) -> None:
-        if not self.behaviour.accuses(check, self.charter.tolerance):
-            return
+    def _accuse(self, check: GradientCheck) -> None:
         accused, of = check.commit.sender, check.roles.round
-        body = Accusation(accused, of, check.commit.hash)
-        message = self.desk.sign(self.desk.statement(body, prev=self.desk.run, round=self.round))
+        body, sweep = Accusation(accused, of, check.commit.hash), self._sweep_for(self.desk.me, accused, of, self.round)
+        late = sweep is None and self.desk.me not in self._validators_after(of, self.state.roles().validators)
+        if late or not self.state.roster.seat(accused):
+            return
+        prev, index = (self.desk.run, 0) if sweep is None else (sweep.slot, self._place(accused, of))
+        message = self.desk.sign(self.desk.statement(body, prev=prev, round=self.round, index=index))
         if message.body != body:
             return  # one accusation a round: this one comes after another, or after a restart
         self.desk.broadcast(message)
         self.desk.event("accuses", peer=accused.hex(), round=of, excess=check.excess)
-        self._close((self.desk.me, accused, of), check)
-        self._list(self.desk.me, accused, of, GUILTY)
+        self._list(self.desk.me, check, GUILTY)
+
+    def _sweep_for(self, accuser: PeerId, accused: PeerId, of: int, signed: int) -> Sweep | None:
+        """The sweep in which `accuser` may accuse `accused`, in a statement of round `signed`."""
+        sweep = self.state.sweep_of(of)
+        if sweep is None or not sweep.is_open(signed) or accuser not in sweep.auditors_of(accused):
+            return None
+        return sweep
+
+    def _place(self, accused: PeerId, of: int) -> int:
+        """The index of a sweep's accusation: the accused's place among the workers of the round."""
+        return self.records[of].contribution.workers.index(accused)
 
     def accused(self, message: Message, body: Accusation, validators: Collection[PeerId]) -> None:
         """An accusation of this round or of the one before has come: recompute at once. `validators` are this round's.
 
         Raises:
-            NotAMember: its signer was no validator of the round after the accused one.
+            NotAMember: its signer may not accuse of this: neither a validator of the round after nor drawn by a sweep.
             InconsistentMessage: it is in a slot of its own, or about a Commit that was not decided.
         """
-        s, case = message.statement, (message.sender, body.accused, body.round)
-        if (s.prev, s.attempt, s.index) != (self.desk.run, 0, 0):
-            raise InconsistentMessage(f"accusation of {message.sender.hex()[:8]} outside of its slot")
+        s, accuser = message.statement, message.sender
+        sweep = self._sweep_for(accuser, body.accused, body.round, s.round)
+        if s.attempt or ((s.prev, s.index) != (self.desk.run, 0) and (sweep is None or s.prev != sweep.slot)):
+            raise InconsistentMessage(f"accusation of {accuser.hex()[:8]} outside of its slot")
+        record = self.records.get(body.round)
+        if s.prev != self.desk.run and record is not None and not self._is_in_place(record, body.accused, s.index):
+            raise InconsistentMessage(f"accusation of {accuser.hex()[:8]} outside of its slot in the sweep")
         self.desk.notice(message)
-        token = f"court:case:{message.hash.hex()}"
-        record, duty = self.records.get(body.round), self.records.get(body.round + 1)
-        if case in self.verdicts or token in self.checks or record is None:
+        if record is None:
             return
-        eligible = duty.roles.validators if duty is not None else validators if body.round + 1 == self.round else ()
-        if message.sender not in eligible:
-            raise NotAMember(f"accusation by {message.sender.hex()[:8]}, which did not validate round {body.round}")
-        if any(accuser == message.sender and of == body.round for accuser, _, of in self.verdicts):
-            return  # a validator has one target
+        if sweep is None and accuser not in self._validators_after(body.round, validators):
+            raise NotAMember(f"accusation by {accuser.hex()[:8]}, which did not validate round {body.round}")
         commit = record.contribution.commits.get(body.accused)
         leaves = commit.body.leaves if commit is not None and isinstance(commit.body, Commit) else ()
         if commit is None or commit.hash != body.commit or not leaves:
             raise InconsistentMessage("accusation about a commit that was not decided")
-        if body.accused != self.desk.me:  # nobody is asked about himself
-            self._begin_gradient_check(token, record, body.accused, message)
+        self._hear(record, accuser, body.accused, sweep)
 
-    def _vote(self, accuser: PeerId, check: GradientCheck) -> None:
-        case = (accuser, check.commit.sender, check.roles.round)
-        self._close(case, check)
-        self._list(*case, self.behaviour.vote(check, self.charter.tolerance))
+    def _is_in_place(self, record: Record, accused: PeerId, index: int) -> bool:
+        workers = record.contribution.workers
+        return index < len(workers) and workers[index] == accused
 
-    def _close(self, case: Case, check: GradientCheck) -> None:
-        """Keep what evidence of the case would need."""
-        check.gradient = None
-        self._closed[case] = check
-        while len(self._closed) > CLOSED_MAX:
-            del self._closed[next(iter(self._closed))]
+    def _validators_after(self, of: int, now: Collection[PeerId]) -> Collection[PeerId]:
+        """Who may accuse of round `of` without a sweep: the validators of the round after it."""
+        duty = self.records.get(of + 1)
+        return duty.roles.validators if duty is not None else now if of + 1 == self.round else ()
 
-    def _list(self, accuser: PeerId, accused: PeerId, round: int, vote: Literal[0, 1, 2]) -> None:
-        self.verdicts[accuser, accused, round] = Verdict(accuser, accused, round, vote)
+    def _hear(self, record: Record, accuser: PeerId, accused: PeerId, sweep: Sweep | None) -> None:
+        """Judge an accusation by one who may accuse. A validator without a sweep has one target."""
+        of, roster = record.roles.round, self.state.roster
+        if (accuser, accused, of) in self.verdicts or accused == self.desk.me:
+            return  # nobody is asked about himself
+        if not (roster.seat(accuser) and roster.seat(accused)):
+            return  # nothing is left to decide
+        if sweep is None and self._targets_of(accuser, of) - {accused}:
+            return
+        self._ask(record, accused, accuser, urgent=True)
+
+    def _targets_of(self, accuser: PeerId, of: int) -> set[PeerId]:
+        """Whom `accuser` has accused of something in round `of`, as far as it was heard here."""
+        doubts = {accused for (accused, o), d in self.docket.doubts.items() if o == of and accuser in d.accusers}
+        return doubts | {accused for a, accused, o in self.verdicts if (a, o) == (accuser, of)}
+
+    def _hear_commits(self, record: Record) -> None:
+        """Accusations that others have heard and this member has not: an accuser lists its own verdict."""
+        round = record.block.round
+        for sender, verdict in _own_verdicts(record.contribution):
+            of = self.records.get(verdict.round)
+            if of is None or verdict.accused not in of.contribution.workers:
+                continue
+            sweep = self._sweep_for(sender, verdict.accused, verdict.round, round)
+            if sweep is not None or sender in self._validators_after(verdict.round, record.roles.validators):
+                self._hear(of, sender, verdict.accused, sweep)
+
+    def _list(self, accuser: PeerId, check: GradientCheck, vote: Literal[0, 1, 2]) -> None:
+        accused, of = check.commit.sender, check.roles.round
+        self.verdicts[accuser, accused, of] = Verdict(accuser, accused, of, vote)
 
     def _save_attested(self, ban: Ban, record: Record) -> None:
         """Evidence of a ban by votes: the judged Commit, its parts, the parameters, the Commits with the verdicts."""
         if ban.deed not in ("wrong_gradient", "false_accusation"):
             return
         listing = [m for m in record.contribution.commits.values() if isinstance(m.body, Commit) and m.body.verdicts]
-        for (accuser, accused, round), check in self._closed.items():
-            if (ban.peer, ban.round) not in ((accused, round), (accuser, round)):
-                continue
+        check = self.docket.findings.get(self._judged(ban))
+        if check is not None:
             blobs = [check.blobs[leaf] for leaf in check.leaves if leaf in check.blobs]
             data = bundle(self.genesis, ban.peer, ban.round, ban.deed, [check.commit, *listing], [*blobs, check.x])
             self.desk.emit(SaveEvidence(ban.peer, ban.round, ban.deed, data))
-            return
+
+    def _judged(self, ban: Ban) -> Question:
+        """The gradient that a ban by votes is about."""
+        if ban.deed == "false_accusation":
+            for (accuser, accused, of), verdict in self.verdicts.items():
+                if (accuser, of, verdict.vote) == (ban.peer, ban.round, INNOCENT):
+                    return accused, of
+        return ban.peer, ban.round
 
     # --- charges ---
 
@@ -264,14 +375,21 @@ class Court:
         """Charge a member on evidence that proves itself: save it, tell everybody, list it in the next Commit."""
         if accused in self.charges or accused == self.desk.me or not self.behaviour.charges(accused, deed):
             return
-        index = self._next_index()
-        if index == CHARGES_PER_ROUND_MAX:
-            return  # more than anybody would look at: others charge too
         data = bundle(self.genesis, accused, round, deed, statements, blobs)
         body = Charge(accused, round, deed, digest(data))
         self._enter(body, data)
+        self._tell(body)
+
+    def _tell(self, charge: Charge) -> None:
+        """Broadcast an own charge, in a later round if this one's slots are used up."""
+        index = self._next_index()
+        if charge.accused not in self.charges:
+            return
+        if index == CHARGES_PER_ROUND_MAX:
+            self._untold.append(charge)
+            return
         self.desk.broadcast(
-            self.desk.sign(self.desk.statement(body, prev=self.desk.run, round=self.round, index=index))
+            self.desk.sign(self.desk.statement(charge, prev=self.desk.run, round=self.round, index=index))
         )
 
     def _next_index(self) -> int:
@@ -347,6 +465,14 @@ class Court:
         statements = [check.result, *decision_statements(record.contribution)]
         blobs = list(check.blobs.values())
         self.charge("wrong_reduction", check.result.sender, record.roles.round, statements, blobs)
+
+
+def _own_verdicts(contribution: Contribution) -> Iterator[tuple[PeerId, Verdict]]:
+    """Accusations that stand in decided Commits: (accuser, its verdict)."""
+    for sender, message in sorted(contribution.commits.items()):
+        for verdict in message.body.verdicts if isinstance(message.body, Commit) else ():
+            if verdict.accuser == sender and verdict.vote == GUILTY:
+                yield sender, verdict
 
 
 def decision_statements(contribution: Contribution) -> list[Message]:

@@ -104,6 +104,13 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepParameters:
+    """Keep x of these rounds, besides the latest, until told otherwise: somebody may have to recompute at them."""
+
+    rounds: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
     """Step the optimizer with this update (None: a void round, x[round + 1] = x[round]); the answer is `applied`.
 
@@ -173,5 +180,5 @@ class Halt:
 
 Effect = (
     Send | PersistSigned | Journal | PutBlob | PushBlob | FetchBlob | SetTimer | CancelTimer | Compute | Recompute
-    | Work | Apply | LoadState | AppendBlock | SaveEvidence | Event | Drop | Halt
+    | Work | KeepParameters | Apply | LoadState | AppendBlock | SaveEvidence | Event | Drop | Halt
 )  # fmt: skip

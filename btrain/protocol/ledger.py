@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median_low
-from typing import Final, Literal
+from typing import Literal
 
 from btrain.aggregation import Rule
 from btrain.protocol.agreement_messages import Final as FinalVote
@@ -39,17 +39,15 @@ from btrain.protocol.messages import (
     GenesisSignature,
     Message,
     Missing,
-    Verdict,
     Verifier,
 )  # fmt: skip
 from btrain.protocol.randomness import next_randomness
 from btrain.protocol.roles import Roles, draw_roles
 from btrain.protocol.roster import Roster, Seat
+from btrain.protocol.sweep import SWEEP_ROUNDS, Sweep, sweeps_after
+from btrain.protocol.verdicts import contradicted, decisive_verdicts, verdict_bans
 
 __all__ = [
-    "GUILTY",
-    "INNOCENT",
-    "UNSURE",
     "Ban",
     "Block",
     "CertifiedState",
@@ -64,6 +62,7 @@ __all__ = [
     "ListedCharge",
     "ListedVerdict",
     "ResultEntry",
+    "Sweep",
     "build_block",
     "check_certificate",
     "check_genesis",
@@ -74,9 +73,6 @@ __all__ = [
 
 BLOCK_DECISION = 2
 REPORTED_MS_MAX = 3_600_000
-INNOCENT: Final = 0  # votes of a verdict
-GUILTY: Final = 1
-UNSURE: Final = 2
 
 
 @dataclass(frozen=True)
@@ -95,6 +91,12 @@ class Charter:
     allowed: frozenset[PeerId] = frozenset()
     state_sync_every: int = 16
     custody_rounds: int = 16
+    sweep: bool = True
+
+    @property
+    def kept_rounds(self) -> int:
+        """For how many rounds members keep the bytes of one: sweeps take a while, certified aggregates are replayed."""
+        return self.custody_rounds + max(SWEEP_ROUNDS, self.state_sync_every)
 
     def admits(self, peer: PeerId) -> bool:
         """Whether a peer that holds no seat may ask for one."""
@@ -115,6 +117,7 @@ class LedgerState:
     state: CertifiedState | None
     compute_ms: int
     transfer_ms: int
+    sweeps: tuple[Sweep, ...] = ()
 
     @classmethod
     def start(cls, genesis: Genesis, charter: Charter) -> LedgerState:
@@ -156,6 +159,7 @@ class LedgerState:
             bans=[ban.peer for ban in block.bans],
             departures=block.departures,
             admissions={entry.peer: entry.chain_end for entry in block.admissions},
+            barred=contradicted(self.roster, block.verdicts),
         )
         return replace(
             self,
@@ -167,7 +171,20 @@ class LedgerState:
             state=block.state[0] if block.state else self.state,
             compute_ms=block.compute_ms,
             transfer_ms=block.transfer_ms,
+            sweeps=self._sweeps_after(block, roster),
         )
+
+    def _sweeps_after(self, block: Block, roster: Roster) -> tuple[Sweep, ...]:
+        charter = self.charter
+        if not charter.sweep or not charter.audits_per_round:
+            return ()
+        return sweeps_after(
+            self.sweeps, self.run, block.round, block.randomness, block.bans, roster, charter.custody_rounds
+        )
+
+    def sweep_of(self, round: int) -> Sweep | None:
+        """The sweep of a round, if it is swept."""
+        return next((sweep for sweep in self.sweeps if sweep.round == round), None)
 
 
 @dataclass(frozen=True)
@@ -204,7 +221,8 @@ def build_block(
     void = 1 if contribution.void or not contribution.workers else 2 if results_void else 0
     if state.round == 0:
         void = 1
-    charges, verdicts = _decisive_charges(state.roster, bodies), _decisive_verdicts(state.roster, bodies)
+    charges = _decisive_charges(state.roster, bodies)
+    verdicts = decisive_verdicts(state.roster, {member: body.verdicts for member, body in bodies.items()})
     ordered_links = tuple(LinkEntry(peer, links[peer]) for peer in sorted(links))
     due = tuple(body.state[0] for body in bodies.values() if body.state)
     return Block(
@@ -265,26 +283,6 @@ def _decisive_charges(roster: Roster, bodies: Mapping[PeerId, Commit]) -> tuple[
     )
 
 
-def _decisive_verdicts(roster: Roster, bodies: Mapping[PeerId, Commit]) -> tuple[ListedVerdict, ...]:
-    """Verdicts of the cases that a quorum answers alike, guilty or innocent, one of each member."""
-    cases: dict[tuple[PeerId, PeerId, int], dict[PeerId, Verdict]] = {}
-    for member, body in bodies.items():
-        for verdict in body.verdicts:
-            cases.setdefault((verdict.accuser, verdict.accused, verdict.round), {}).setdefault(member, verdict)
-    return tuple(
-        ListedVerdict(member, verdict)
-        for _, votes in sorted(cases.items())
-        if _answer(roster, [verdict.vote for verdict in votes.values()]) is not None
-        for member, verdict in sorted(votes.items())
-    )
-
-
-def _answer(roster: Roster, votes: Sequence[int]) -> int | None:
-    """What a quorum says: GUILTY or INNOCENT; None if there is no quorum for either."""
-    count = Counter(votes)
-    return next((vote for vote in (GUILTY, INNOCENT) if count[vote] >= roster.quorum), None)
-
-
 def _bans(roster: Roster, charges: Sequence[ListedCharge], verdicts: Sequence[ListedVerdict]) -> tuple[Ban, ...]:
     """A quorum of charges bans the accused; a quorum of guilty the accused, of innocent the accuser."""
     bans: dict[PeerId, Ban] = {}
@@ -296,16 +294,7 @@ def _bans(roster: Roster, charges: Sequence[ListedCharge], verdicts: Sequence[Li
             named = Counter((charge.round, charge.deed) for charge in by.values())
             round, deed = min(named, key=lambda key: (-named[key], key))
             bans[accused] = Ban(accused, deed, round, tuple(sorted({charge.evidence for charge in by.values()})))
-    cases: dict[tuple[PeerId, PeerId, int], dict[PeerId, int]] = {}
-    for cast in verdicts:
-        case = (cast.verdict.accuser, cast.verdict.accused, cast.verdict.round)
-        cases.setdefault(case, {})[cast.member] = cast.verdict.vote
-    for (accuser, accused, round), votes in sorted(cases.items()):
-        answer = _answer(roster, list(votes.values()))
-        if answer == GUILTY and roster.seat(accused):
-            bans.setdefault(accused, Ban(accused, "wrong_gradient", round, ()))
-        elif answer == INNOCENT and roster.seat(accuser):
-            bans.setdefault(accuser, Ban(accuser, "false_accusation", round, ()))
+    bans = verdict_bans(roster, verdicts) | bans
     return tuple(bans[peer] for peer in sorted(bans))
 
 

@@ -72,8 +72,7 @@ class Member:
         self.chronicle = Chronicle(self.desk, state, ledger)
         self.seats = Seats(self.desk, membership)
         self.blobs = Blobs()
-        self.court = Court(self.desk, state.charter, state.genesis, behaviour, draw)
-        self.court.stand_at(state)
+        self.court = Court(self.desk, state.charter, state.genesis, behaviour, draw, state)
         self.replay = Replay(self.desk, self.chronicle.block, state.charter, x_round)
         self.round: Round | None = None
         self.leaving = False

@@ -60,8 +60,8 @@ class Roles:
 def draw_roles(roster: Roster, randomness: bytes, round: int, numel: int) -> Roles:
     """Roles of `round` from r[round - 1]. Round 0 only draws randomness: it has no workers.
 
-    Validators are drawn among the members that were present in the round they audit, and only while the others keep an
-    honest majority: workers > 2 * (faulty members that are still present).
+    Validators are drawn among the members that were present in the round they audit and are not barred, and only while
+    the others keep an honest majority: workers > 2 * (faulty members that are still present).
     """
     present = roster.present
     proposers = permutation(randomness, "propose", present)
@@ -71,7 +71,7 @@ def draw_roles(roster: Roster, randomness: bytes, round: int, numel: int) -> Rol
     if round >= 2 and len(present) >= 4:
         faulty_present = max(0, roster.faulty_max - (len(roster.seats) - len(present)))
         auditors = min(drawn_count(randomness, roster.audits_per_round), len(present) - 2 * faulty_present - 1)
-    eligible = [seat.peer for seat in roster.seats if not seat.absent and seat.present_since < round]
+    eligible = [s.peer for s in roster.seats if not s.absent and not s.barred and s.present_since < round]
     validators = permutation(randomness, "validate", eligible)[: max(0, auditors)]
     workers = tuple(peer for peer in present if peer not in validators)
     owners = permutation(randomness, "own", workers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -24,6 +24,7 @@ class Seat:
     strikes: int = 0
     returns_at: int = 0  # first round in which it may be present again
     present_since: int = 0
+    barred: bool = False  # from validating: it contradicted a quorum's verdict
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Roster:
         bans: Iterable[PeerId],
         departures: Iterable[PeerId],
         admissions: dict[PeerId, bytes],
+        barred: Collection[PeerId] = (),
     ) -> Roster:
         """The roster that holds from `round` + 1 on. A returning member keeps its chain, a new one brings its end."""
         absent, gone = set(absences), set(bans) | set(departures)
@@ -102,6 +104,8 @@ class Roster:
                 seat = replace(seat, absent=True, strikes=strikes, returns_at=round + 2**strikes)
             elif seat.peer in admissions and seat.absent:
                 seat = replace(seat, absent=False, present_since=round + 1)
+            if seat.peer in barred:
+                seat = replace(seat, barred=True)
             seats.append(seat)
         held = {seat.peer for seat in seats}
         banned = self.banned | set(bans)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from btrain.identity import SigningKey
 from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.court import PARAMETERS_KEPT
 from btrain.protocol.effects import (
     AppendBlock,
     Apply,
@@ -22,6 +23,7 @@ from btrain.protocol.effects import (
     FetchBlob,
     Halt,
     Journal,
+    KeepParameters,
     LoadState,
     PersistSigned,
     PushBlob,
@@ -42,7 +44,6 @@ from btrain.protocol.round import Round
 from btrain.simulation.disk import Disk
 from btrain.simulation.heap import NodeId, Port
 
-SNAPSHOT_ROUNDS = 4  # kept parameters for audits
 ENVELOPE_BYTES = 16  # framing of a packet
 
 
@@ -111,6 +112,7 @@ class SimulatedPeer:
         self._counter = 0
         self._fetches: dict[bytes, _Fetch] = {}
         self._snapshots: dict[int, Tensor] = {}
+        self._pinned: frozenset[int] = frozenset()
         self._connected: set[PeerId] = set()
         self._audience: tuple[PeerId, ...] = ()  # the connected peers in member order
         self.now = 0
@@ -235,8 +237,7 @@ class SimulatedPeer:
             case AppendBlock(round, block, certificate, keep_from):
                 assert round == len(self.disk.blocks), "blocks are appended in order"
                 self.disk.blocks.append(CertifiedBlock(block, certificate))
-                keep = self.identity.charter.custody_rounds + self.identity.charter.state_sync_every
-                self.disk.prune(round - keep, keep_from)
+                self.disk.prune(round - self.identity.charter.kept_rounds, keep_from)
             case SaveEvidence(accused, round, deed, data):
                 self.disk.evidence.append((accused, round, deed, data))
 
@@ -251,6 +252,8 @@ class SimulatedPeer:
                 self._after(duration, lambda now: self._computed(round, seed, duration, now))
             case Recompute(token, round, seed):
                 self._after(duration, lambda now: self._recomputed(token, round, seed, now))
+            case KeepParameters(rounds):
+                self._pinned = rounds
             case Apply(round, update, step, digest_due):
                 self._apply(round, update, step, digest_due)
             case LoadState(round, digest):
@@ -292,7 +295,8 @@ class SimulatedPeer:
         self.x_round = round
         self._snapshots[round] = x = self.learner.parameters()
         self.identity.digests[round] = digest(x.numpy().tobytes())
-        for old in [kept for kept in self._snapshots if kept > round or kept + SNAPSHOT_ROUNDS <= round]:
+        late = {r for r in self._snapshots if r + PARAMETERS_KEPT <= round} - self._pinned
+        for old in late | {r for r in self._snapshots if r > round}:
             del self._snapshots[old]
 
     def _after(self, delay_us: int, action: Callable[[int], list[Effect]]) -> None:

@@ -62,6 +62,7 @@ def charter_of(config: RunConfig) -> Charter:
         allowed=frozenset(config.members),
         state_sync_every=config.state_sync_every,
         custody_rounds=verification.custody_rounds,
+        sweep=verification.sweep,
     )
 
 

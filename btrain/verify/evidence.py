@@ -112,17 +112,18 @@ def _attested(path: Path, evidence: Evidence, genesis: Genesis, config: RunConfi
 
 
 def _voters(evidence: Evidence, judged: Message, listing: list[Message]) -> frozenset[PeerId]:
-    """Who voted for the ban, counted for the accuser with most votes."""
-    vote = ATTESTED[evidence.deed]
-    by_accuser: dict[PeerId, set[PeerId]] = {}
+    """Who voted for the ban: guilty of the gradient, whoever accused; innocent of anything that the accuser accused."""
+    question = judged.sender, evidence.round
+    found, is_judged = set(), False
     for message in listing:
         for verdict in message.body.verdicts if isinstance(message.body, Commit) else ():
-            about = (verdict.accused, verdict.round) == (judged.sender, evidence.round)
+            about = (verdict.accused, verdict.round) == question
             banned = verdict.accuser if evidence.deed == "false_accusation" else verdict.accused
-            if about and verdict.vote == vote and banned == evidence.accused:
-                by_accuser.setdefault(verdict.accuser, set()).add(message.sender)
-    found: set[PeerId] = max(by_accuser.values(), key=len, default=set())
-    return frozenset(found)
+            if banned == evidence.accused and verdict.vote == ATTESTED[evidence.deed]:
+                is_judged |= about
+                if about or evidence.deed == "false_accusation":
+                    found.add(message.sender)
+    return frozenset(found) if is_judged else frozenset()
 
 
 def _check_blobs(path: Path, evidence: Evidence, genesis: Genesis, judged: Message) -> None:
