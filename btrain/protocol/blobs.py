@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from btrain.protocol.encoding import PeerId
 
-EARLY_MAX = 4  # unasked blobs kept for each member: a part and a result, of this round and of the next
+EARLY_MAX = 8  # unasked blobs kept for each member: parts and a result, of this round and of the next
 
 
 class Blobs:

@@ -477,5 +477,5 @@ def _own_verdicts(contribution: Contribution) -> Iterator[tuple[PeerId, Verdict]
 
 def decision_statements(contribution: Contribution) -> list[Message]:
     """Every statement of a decided `contributors`, so that its digest can be computed again."""
-    statements = [*contribution.commits.values(), *contribution.complaints]
+    statements = [*contribution.commits.values(), *contribution.disputes]
     return sorted(statements, key=item_key)

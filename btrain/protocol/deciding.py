@@ -23,6 +23,7 @@ from btrain.protocol.ledger import LedgerState
 from btrain.protocol.messages import Commit, Message
 from btrain.protocol.packets import Value, ValueRequest
 from btrain.protocol.randomness import HashChain
+from btrain.protocol.routes import Routes
 from btrain.protocol.statements import ENGINE_PAYLOADS, EnginePayload, Statements
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Post:
     chain: HashChain
     behaviour: Behaviour
     blobs: Blobs
+    routes: Routes
     side_items: Callable[[], Commit]  # a Commit whose leaves are still to be filled in
 
 

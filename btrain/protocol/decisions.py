@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from btrain.protocol.agreement_messages import Items, Vote
-from btrain.protocol.contribution import contribution_of
+from btrain.protocol.contribution import contribution_of, is_item
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import ResultEntry, items_digest
-from btrain.protocol.messages import Commit, Message, Missing, Result
+from btrain.protocol.messages import Message, Result
 
 if TYPE_CHECKING:
     from btrain.protocol.round import Round
@@ -93,7 +93,7 @@ class DecisionRules:
 
 
 class ContributorsRules(DecisionRules):
-    """`contributors`: the Commits, and the complaints of aggregators that lack a part."""
+    """`contributors`: the Commits, the complaints of aggregators that lack a part, and receipts of relays."""
 
     index = CONTRIBUTORS
 
@@ -107,9 +107,7 @@ class ContributorsRules(DecisionRules):
         bodies = self.round.statements.bodies_of(items)
         if bodies is None:
             return False
-        return all(isinstance(message.body, Commit | Missing) for message in bodies) and contribution_of(bodies)[
-            1
-        ] == dict(items)
+        return all(map(is_item, bodies)) and contribution_of(bodies)[1] == dict(items)
 
     def void_allowed(self, attempt: int, held: Items) -> bool:
         """Fewer than q Commits, or too many attempts."""
@@ -129,7 +127,7 @@ class ResultsRules(DecisionRules):
         return self.round.contribution.ctx
 
     def complete(self, held: Items) -> bool:
-        """A result of attempt 0 for every part that an uncomplaining owner has."""
+        """A result of attempt 0 for every part of an owner that is not out."""
         return {entry.part for entry in self.entries(held) or []} == set(range(self.round.roles.layout.parts))
 
     def acceptable(self, items: Items, attempt: int) -> bool:

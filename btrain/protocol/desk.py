@@ -23,6 +23,7 @@ from btrain.protocol.messages import (
     Leave,
     Message,
     Missing,
+    Receipt,
     Result,
     Reveal,
     Statement,
@@ -33,9 +34,9 @@ from btrain.protocol.messages import (
 from btrain.protocol.packets import AnyPacket, Envelopes, encode_packet
 
 KINDS: dict[type[msgspec.Struct], Kind] = {
-    Commit: "commit", Missing: "missing", Result: "result", Reveal: "reveal", Vote: "vote", Quit: "quit", Lock: "lock",
-    Proposal: "proposal", Final: "final", Accusation: "accusation", Charge: "charge", Join: "join", Leave: "leave",
-    GenesisSignature: "genesis",
+    Commit: "commit", Missing: "missing", Receipt: "receipt", Result: "result", Reveal: "reveal",
+    Vote: "vote", Quit: "quit", Lock: "lock", Proposal: "proposal", Final: "final",
+    Accusation: "accusation", Charge: "charge", Join: "join", Leave: "leave", GenesisSignature: "genesis",
 }  # fmt: skip
 
 

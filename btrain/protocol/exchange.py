@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -59,22 +59,29 @@ class Exchange:
             self.blobs.keep(hash, data)
             self.desk.emit(PutBlob(hash, data, self.roles.round))
 
-    def scatter(self, commit: Message) -> None:
-        """Send every part of the own gradient to its aggregator."""
+    def scatter(self, commit: Message, route: Callable[[PeerId], PeerId]) -> None:
+        """Send every part of the own gradient to its aggregator, on the way that `route` gives."""
         assert isinstance(commit.body, Commit)
         for part, leaf in enumerate(commit.body.leaves):
             aggregator = self.roles.aggregator(part, 0)
             if aggregator is not None and aggregator != self.desk.me:
-                self.desk.emit(PushBlob(aggregator, leaf))
+                self.desk.emit(PushBlob(route(aggregator), leaf))
 
     def lacking(self, part: int, commits: Mapping[PeerId, Message], workers: Iterable[PeerId]) -> list[PeerId]:
         """Workers whose bytes of `part` are not here."""
         return [worker for worker in workers if self.blobs.get(leaf_of(commits[worker], part)) is None]
 
-    def pull(self, part: int, commits: Mapping[PeerId, Message], workers: Iterable[PeerId]) -> None:
-        """Ask the workers, then the first owner of the part, for what has not come."""
+    def pull(
+        self,
+        part: int,
+        commits: Mapping[PeerId, Message],
+        workers: Iterable[PeerId],
+        holders: Callable[[PeerId, PeerId], Iterable[PeerId]],
+    ) -> None:
+        """Ask the workers, the first owner of the part and the relays that hold it for what has not come."""
+        owner = self.roles.owners[part]
         for worker in self.lacking(part, commits, workers):
-            self.fetch(leaf_of(commits[worker], part), (worker, self.roles.owners[part]))
+            self.fetch(leaf_of(commits[worker], part), (worker, owner, *holders(worker, owner)))
 
     def fetch(self, hash: bytes, sources: Iterable[PeerId]) -> None:
         """Ask for a blob unless it is being asked for, or was in vain a moment ago."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median_low
@@ -38,7 +38,6 @@ from btrain.protocol.messages import (
     Commit,
     GenesisSignature,
     Message,
-    Missing,
     Verifier,
 )  # fmt: skip
 from btrain.protocol.randomness import next_randomness
@@ -69,6 +68,7 @@ __all__ = [
     "items_digest",
     "open_block",
     "open_genesis",
+    "parted",
 ]
 
 BLOCK_DECISION = 2
@@ -193,19 +193,29 @@ class Contribution:
 
     ctx: bytes  # digest of the decision
     commits: Mapping[PeerId, Message]
-    complaints: tuple[Message, ...]
+    disputes: tuple[Message, ...]  # complaints and receipts
     workers: tuple[PeerId, ...]  # whose gradient is in the sum, in member order
     void: bool = False
+    missing: tuple[Complaint, ...] = ()  # complaints that no receipt answers
 
     @property
-    def missing(self) -> tuple[Complaint, ...]:
-        """Who complained of whom."""
-        return tuple(Complaint(m.sender, m.body.worker) for m in self.complaints if isinstance(m.body, Missing))
+    def out(self) -> frozenset[PeerId]:
+        """Members that reduce nothing and are not in the sum this round."""
+        return parted(self.missing)
 
-    @property
-    def complaining(self) -> frozenset[PeerId]:
-        """Aggregators that lacked a part: they reduce nothing and are not in the sum this round."""
-        return frozenset(complaint.aggregator for complaint in self.missing)
+
+def parted(complaints: Iterable[Complaint]) -> frozenset[PeerId]:
+    """Both members of as many complaints, in their order, as can be taken without taking anybody twice.
+
+    Each pair holds a faulty member or one cut off, so the others keep their honest majority; and no two of the others
+    have anything to complain of each other.
+    """
+    out: set[PeerId] = set()
+    for complaint in complaints:
+        pair = {complaint.aggregator, complaint.worker}
+        if not pair & out:
+            out |= pair
+    return frozenset(out)
 
 
 def build_block(
@@ -354,8 +364,10 @@ def _check(block: Block, state: LedgerState) -> None:
     for name, peers in (("commits", committed), ("links", linked), ("contributors", block.contributors)):
         require(list(peers) == sorted(set(peers)), f"{name}: not in member order")
     require(set(committed) <= set(roster.present), "commits: of a peer that is no present member")
-    out = {peer for complaint in block.missing for peer in (complaint.aggregator, complaint.worker)}
-    require(set(block.contributors) <= set(committed) - out, "contributors: not among the commits, or complained of")
+    require(
+        set(block.contributors) <= set(committed) - parted(block.missing),
+        "contributors: not among the commits, or complained of",
+    )
     require(set(linked) <= set(committed), "links: of a member without a commit")
     for entry in block.links:
         require(roster.opens(entry.peer, entry.link, block.round), f"links: {entry.peer.hex()[:8]} is off its chain")

@@ -41,6 +41,7 @@ from btrain.protocol.packets import (
 from btrain.protocol.pieces import CutState
 from btrain.protocol.randomness import HashChain
 from btrain.protocol.round import Round
+from btrain.protocol.routes import Routes
 from btrain.protocol.seats import Membership, Seats
 
 __all__ = ["Ledger", "Member", "Membership"]
@@ -72,6 +73,7 @@ class Member:
         self.chronicle = Chronicle(self.desk, state, ledger)
         self.seats = Seats(self.desk, membership)
         self.blobs = Blobs()
+        self.routes = Routes()
         self.court = Court(self.desk, state.charter, state.genesis, behaviour, draw, state)
         self.replay = Replay(self.desk, self.chronicle.block, state.charter, x_round)
         self.round: Round | None = None
@@ -81,6 +83,7 @@ class Member:
             HashChain(key.seed, membership.chain_salt, state.charter.rounds),
             behaviour,
             self.blobs,
+            self.routes,
             self._side_items,
         )
         self._future: dict[PeerId, dict[bytes, Message]] = {}
@@ -171,6 +174,7 @@ class Member:
     def connected(self, peer: PeerId, now: int) -> list[Effect]:
         """A peer is there (again): both sides say where they are and send the open decisions again."""
         self._connected.add(peer)
+        self.routes.connected(peer)
         self.chronicle.tell(peer)
         if self.round is not None and self.state.roster.seat(peer) is not None:
             self.round.resend(peer, now)

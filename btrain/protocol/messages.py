@@ -26,7 +26,7 @@ LISTED_MAX = 64  # charges, verdicts, admissions in one Commit
 ENVELOPE_BYTES_MAX = 60 * 1024  # a control frame is 64 KiB
 
 Kind = Literal[
-    "commit", "missing", "result", "reveal", "vote", "quit", "lock", "proposal", "final",
+    "commit", "missing", "receipt", "result", "reveal", "vote", "quit", "lock", "proposal", "final",
     "accusation", "charge", "join", "leave", "genesis",
 ]  # fmt: skip
 Text = Annotated[str, msgspec.Meta(max_length=64)]
@@ -94,16 +94,28 @@ class Commit(Record, frozen=True):
 
 
 class Missing(Record, frozen=True):
-    """'I aggregate, and I cannot get the part of `worker`.' One a round: both stay out of this round's sum."""
+    """'I aggregate `part`, and I have not got it of these workers.' Index 0 asks them to send it through relays.
+
+    Index 1 asks once more, and complains of the first named: without a receipt one of the two stays out of the sum.
+    """
+
+    part: U16
+    workers: Annotated[tuple[Hash, ...], msgspec.Meta(min_length=1, max_length=MEMBERS_MAX)]
+
+
+class Receipt(Record, frozen=True):
+    """'I hold `part` of `worker`, the bytes of this hash, and serve them to its aggregator.' By a drawn relay."""
 
     worker: Hash
+    part: U16
+    leaf: Hash
 
 
 class Result(Record, frozen=True):
     """A reduced part: the hash of its bytes and the contributors' coefficients (float64 bits), in member order.
 
-    `without`: contributors whose bytes nobody gave to an aggregator of a later attempt, at most b. They are left out:
-    whoever is dropped so, the rest keeps its honest majority, and who withholds a part cannot void the round.
+    `without`: contributors left out of this part by an aggregator of a later attempt, to which nobody gave their bytes.
+    It leaves out one and itself, so that the rest keeps its honest majority; lacking more it leaves out all: zeros.
     """
 
     part: U16
@@ -147,13 +159,14 @@ class GenesisSignature(Record, frozen=True):
 
 
 Body = (
-    Commit | Missing | Result | Reveal | Vote | Quit | Lock | Proposal | Final
+    Commit | Missing | Receipt | Result | Reveal | Vote | Quit | Lock | Proposal | Final
     | Accusation | Charge | Join | Leave | GenesisSignature
 )  # fmt: skip
 
 BODIES: dict[str, type[msgspec.Struct]] = {
     "commit": Commit,
     "missing": Missing,
+    "receipt": Receipt,
     "result": Result,
     "reveal": Reveal,
     "vote": Vote,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from btrain.kernels import BLOCK
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.randomness import drawn_count, permutation
 from btrain.protocol.roster import Roster
+
+RELAYS = 3  # drawn for a worker and an aggregator
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Roles:
     proposers: tuple[PeerId, ...]
     layout: PartLayout
 
-    def aggregator(self, part: int, attempt: int, complaining: Collection[PeerId] = ()) -> PeerId | None:
-        """Who reduces `part` in this attempt of `results`; whoever complained of a missing part does not."""
-        if attempt == 0 and self.owners and self.owners[part] not in complaining:
+    def aggregator(self, part: int, attempt: int, out: Collection[PeerId] = ()) -> PeerId | None:
+        """Who reduces `part` in this attempt of `results`; whoever is out of the round does not."""
+        if attempt == 0 and self.owners and self.owners[part] not in out:
             return self.owners[part]
-        able = [owner for owner in self.owners if owner not in complaining]
+        able = [owner for owner in self.owners if owner not in out]
         if not able:
             return None
         return able[(part + attempt) % len(able)]
@@ -55,6 +57,12 @@ class Roles:
         """The part that `peer` reduces in attempt 0, if it owns one."""
         first = self.owners[: self.layout.parts]
         return first.index(peer) if peer in first else None
+
+
+def relays_of(randomness: bytes, worker: PeerId, aggregator: PeerId, present: Iterable[PeerId]) -> tuple[PeerId, ...]:
+    """Who relays a part between the two, in the order in which they are asked."""
+    others = (peer for peer in present if peer not in (worker, aggregator))
+    return permutation(randomness, f"relay/{worker.hex()}/{aggregator.hex()}", others)[:RELAYS]
 
 
 def draw_roles(roster: Roster, randomness: bytes, round: int, numel: int) -> Roles:

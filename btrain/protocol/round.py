@@ -11,16 +11,25 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from btrain.protocol.agreement_messages import VOID, Final, Items
-from btrain.protocol.contribution import contribution_of, item_key
+from btrain.protocol.contribution import (
+    COMPLAINT_INDEX,
+    answers,
+    contribution_of,
+    in_sum,
+    is_item,
+    item_key,
+    may_leave_out,
+)
 from btrain.protocol.deciding import Deciding, Post
 from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS, RULES, ResultsRules, link_key, links_of, result_key
 from btrain.protocol.effects import Compute, Work
 from btrain.protocol.encoding import ZERO, PeerId, digest
 from btrain.protocol.exchange import Exchange, with_leaves
 from btrain.protocol.ledger import Block, Contribution, LedgerState, ResultEntry, build_block
-from btrain.protocol.messages import Commit, Message, Missing, Result, Reveal, Statement
+from btrain.protocol.messages import Commit, Message, Missing, Receipt, Result, Reveal, Statement
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.reduction import ReducedPart, encode_gradient
+from btrain.protocol.relays import Relays
 from btrain.protocol.statements import ENGINE_PAYLOADS
 
 BLOCKS_REMEMBERED = 32  # blocks of different sets of links, built and kept
@@ -35,6 +44,9 @@ class Round(Deciding):
         super().__init__(state, post, started_us, snapshots, trusted_from_us)
         self.chain, self.side_items = post.chain, post.side_items
         self.exchange = Exchange(self.roles, state.charter.rule, post.desk, post.blobs)
+        self.relays = Relays(
+            state, self.roles, post.desk, self.exchange, self.statements, post.routes, self._set_relay_timer
+        )
         self.contribution: Contribution | None = None
         self.decided_results: tuple[ResultEntry, ...] = ()
         self.results_void = False
@@ -43,6 +55,7 @@ class Round(Deciding):
         self.compute_ms = self.transfer_ms = 0
         self._own_part = self.roles.owned(self.me)
         self._held_results: dict[str, bytes] = {}  # what the engine was given
+        self._overdue: set[PeerId] = set()  # workers whose part was asked for once more, in vain
         self._guessed = False  # the own part is reduced over all before the decision says so
         self._blocks: dict[tuple[tuple[str, bytes], ...], Block] = {}
         self._committed_us = self._contributors_at_us = self._results_at_us = started_us
@@ -57,14 +70,12 @@ class Round(Deciding):
         earlier = self.desk.signed_before(self._commit_statement([]))
         if earlier is not None:
             self._send_commit(earlier, now)
-            self._set_timer("parts", now + self.clock.delta_us)
         elif self.me in self.roles.workers:
             seed = batch_seed(self.state.run, self.state.seed_randomness, self.me, self.round)
             self.desk.emit(Compute(self.round, seed))
         else:
             self._commit([], now)
-        if self._own_part is not None and earlier is None:
-            self._set_timer("parts", self.started_us + self.clock.compute_us + self.clock.transfer_us)
+        self._set_timer("complaints", self._complaints_from_us)
 
     def computed(self, gradient: Tensor | None, seconds: float, now: int) -> None:
         """This peer's gradient, float32 [d]; None if it could not be computed."""
@@ -101,7 +112,7 @@ class Round(Deciding):
     def _send_commit(self, message: Message, now: int) -> None:
         self._committed_us = now
         self.behaviour.broadcast(self.desk, message, self)
-        self.exchange.scatter(message)
+        self.exchange.scatter(message, self.relays.route)
         self.statements.keep(message)
         self._take(message, now)
 
@@ -150,8 +161,12 @@ class Round(Deciding):
     def _take(self, message: Message, now: int) -> None:
         """Act on a statement that was kept."""
         body = message.body
-        if isinstance(body, Commit | Missing):
+        if isinstance(body, Commit):
             self._hold(CONTRIBUTORS, item_key(message), message.hash, now)
+            self._await_part(message.sender, now)
+            self.relays.serve()
+        elif isinstance(body, Missing | Receipt):
+            self._on_dispute(message, now)
         elif isinstance(body, Reveal) and message.sender in self.expected_links:
             self._hold(BLOCK, link_key(message.sender), body.link, now)
         if isinstance(body, Commit):
@@ -167,6 +182,8 @@ class Round(Deciding):
         if isinstance(message.body, Result):
             self._check_results(now)
             return
+        if not is_item(message) and not isinstance(message.body, Reveal):
+            return
         if isinstance(message.body, Reveal):
             self._take(message, now)  # the chain has one link for a round: the other statement was refused
             return
@@ -178,17 +195,21 @@ class Round(Deciding):
     def blob(self, hash: bytes, now: int) -> None:
         """Bytes have come for a hash, or nobody asked had them."""
         self.exchange.arrived(hash)
+        self.relays.serve()
         self._check_parts(now)
         self._check_results(now)
 
     def timer(self, name: str, now: int) -> None:
         """A timer of this round; `name` without the round's prefix."""
-        if name == "parts" and self.contribution is None and self._own_part is not None:
-            self.exchange.retry()
-            self.exchange.pull(self._own_part, self.statements.commits, with_leaves(self.statements.commits))
-            self._set_timer("missing", now + self.clock.delta_us)
-        elif name == "missing" and self.contribution is None:
-            self._complain(now)
+        scope, _, of = name.partition(":")
+        if scope in ("part", "lacking"):
+            self._on_late_part(scope, bytes.fromhex(of), now)
+        elif scope == "relay":
+            self.relays.overdue(bytes.fromhex(of))
+        elif name == "complain":
+            self._say_missing(COMPLAINT_INDEX, now)
+        elif name == "complaints":
+            self._hold_complaints(now)
         elif name == "without":
             self._reduce_decided(patient=False)
         elif name == "fetch":
@@ -201,11 +222,78 @@ class Round(Deciding):
             if engine is not None:
                 self._drive(int(index), engine.timer(rest, now), now)
 
+    # --- parts that do not come ---
+
+    @property
+    def _complaints_from_us(self) -> int:
+        """From then on complaints are items of `contributors`: before, they would only make votes differ."""
+        return self.started_us + self.clock.compute_us + self.clock.transfer_us + 2 * self.clock.delta_us
+
+    def _set_relay_timer(self, aggregator: PeerId, now: int) -> None:
+        self._set_timer(f"relay:{aggregator.hex()}", now + self.clock.transfer_us + self.clock.delta_us)
+
+    def _await_part(self, worker: PeerId, now: int) -> None:
+        """A Commit is here: its part shall follow within the transfer deadline."""
+        if self._lacks(worker):
+            self._set_timer(f"part:{worker.hex()}", now + self.clock.transfer_us)
+
+    def _on_late_part(self, scope: str, worker: PeerId, now: int) -> None:
+        """Ask the worker for its part; Delta later ask in public, for relays; at last complain."""
+        if self._decided[RESULTS] is not None or self._own_part is None or not self._lacks(worker):
+            return
+        if scope == "part":
+            self.exchange.retry()
+            self.exchange.pull(self._own_part, self.statements.commits, [worker], self.relays.holders)
+            self._overdue.add(worker)
+            self._set_timer(f"lacking:{worker.hex()}", now + self.clock.delta_us)
+        else:
+            self._say_missing(0, now)
+            patience_us = now + self.clock.transfer_us + 2 * self.clock.delta_us
+            last_us = self._complaints_from_us if self.contribution is None else patience_us
+            self._set_timer("complain", max(now, min(patience_us, last_us)))
+
+    def _say_missing(self, index: int, now: int) -> None:
+        """Say whose part is overdue; those first for which no relay has signed."""
+        part = self._own_part
+        lacking = [worker for worker in self._lacking() if worker in self._overdue]
+        if part is None or not lacking or self._decided[RESULTS] is not None:
+            return
+        lacking.sort(key=lambda worker: bool(self.relays.holders(worker, self.me)))
+        body = Missing(part, tuple(lacking[: self.statements.lacking_max]))
+        message = self.desk.sign(self.desk.statement(body, prev=self.state.head, round=self.round, index=index))
+        self.behaviour.broadcast(self.desk, message, self)
+        self.statements.keep(message)
+        self._take(message, now)
+
+    def _on_dispute(self, message: Message, now: int) -> None:
+        """An aggregator lacks parts, or a relay has signed for one."""
+        if isinstance(message.body, Missing):
+            self.relays.missing(message, now)
+        else:
+            self.relays.receipt(message)
+        self._hold_complaints(now)
+
+    def _hold_complaints(self, now: int) -> None:
+        if now < self._complaints_from_us:
+            return
+        complaints = [m for m in self.statements.missing if m.statement.index == COMPLAINT_INDEX]
+        receipts = [
+            r for r in self.statements.receipts if any(answers(r, m, self.statements.commits) for m in complaints)
+        ]
+        for message in complaints + receipts:
+            self._hold(CONTRIBUTORS, item_key(message), message.hash, now)
+
     # --- parts and results ---
 
     def holds_own_parts(self) -> bool:
         """Whether this member, if it aggregates, has its part of every committed gradient: only then does it vote."""
         return not self._lacking()
+
+    def _lacks(self, worker: PeerId) -> bool:
+        """Whether the own part of a worker that has committed is not here."""
+        commits = with_leaves({worker: self.statements.commits[worker]}) if worker in self.statements.commits else ()
+        part = self._own_part
+        return part is not None and bool(self.exchange.lacking(part, self.statements.commits, commits))
 
     def _lacking(self) -> list[PeerId]:
         """Workers whose bytes of the own part are not here."""
@@ -240,17 +328,18 @@ class Round(Deciding):
         if contribution is None or engine is None or self._decided[RESULTS] is not None:
             return
         for part in range(self.roles.layout.parts):
-            if self.roles.aggregator(part, engine.attempt, contribution.complaining) != self.me:
+            if self.roles.aggregator(part, engine.attempt, contribution.out) != self.me:
                 continue
             if engine.attempt > 0 and self._has_result(part):
                 continue
             lacking = self.exchange.lacking(part, contribution.commits, contribution.workers)
             if not lacking:
                 self.exchange.reduce(part, engine.attempt, contribution)
-            elif patient or engine.attempt == 0 or len(lacking) > self.roster.faulty_max:
-                self.exchange.pull(part, contribution.commits, contribution.workers)
+            elif patient or engine.attempt == 0:
+                self.exchange.pull(part, contribution.commits, contribution.workers, self.relays.holders)
             else:
-                self.exchange.reduce(part, engine.attempt, contribution, tuple(lacking))
+                without = {lacking[0], self.me} if len(lacking) == 1 else set(contribution.workers)
+                self.exchange.reduce(part, engine.attempt, contribution, in_sum(without, contribution))
 
     def _has_result(self, part: int) -> bool:
         assert self.contribution is not None
@@ -270,14 +359,6 @@ class Round(Deciding):
         self.behaviour.broadcast(self.desk, message, self)
         self.statements.keep(message)
         self._take(message, now)
-
-    def _complain(self, now: int) -> None:
-        lacking = [worker for worker in self._lacking() if worker != self.me]
-        if lacking:
-            message = self.desk.sign(self.desk.statement(Missing(lacking[0]), prev=self.state.head, round=self.round))
-            self.behaviour.broadcast(self.desk, message, self)
-            self.statements.keep(message)
-            self._take(message, now)
 
     def _check_results(self, now: int) -> None:
         """Open the bytes that have come and put the results of the decided contributors before the engine."""
@@ -304,7 +385,10 @@ class Round(Deciding):
         s, contribution = result.statement, self.contribution
         if contribution is None or s.ctx != contribution.ctx:
             return False
-        return self.roles.aggregator(s.index, s.attempt, contribution.complaining) == result.sender
+        if self.roles.aggregator(s.index, s.attempt, contribution.out) != result.sender:
+            return False
+        assert isinstance(result.body, Result)
+        return may_leave_out(result.body.without, result.sender, contribution)
 
     def result_of(self, entry: ResultEntry) -> Message:
         """The statement behind a decided result."""
@@ -323,8 +407,14 @@ class Round(Deciding):
         for _, message in self._rightful_results():
             assert isinstance(message.body, Result)
             if not self.exchange.open_result(message):
-                self.exchange.fetch(message.body.hash, (message.sender, *self.roles.present))
+                self.exchange.fetch(message.body.hash, self._holders_of_result(message.sender))
         self._set_timer("fetch", now + self.clock.delta_us)
+
+    def _holders_of_result(self, aggregator: PeerId) -> tuple[PeerId, ...]:
+        """Two others first, everybody's own two: an aggregator that is slow to one member holds up none."""
+        here = self.roles.present.index(self.me) + 1 if self.me in self.roles.present else 0
+        others = [peer for peer in (*self.roles.present[here:], *self.roles.present[:here]) if peer != aggregator]
+        return (*others[:2], aggregator, *others[2:])
 
     def seconds(self, now: int) -> dict[str, float]:
         """How long the phases took here, in seconds."""
@@ -362,8 +452,7 @@ class Round(Deciding):
             if bodies is None:
                 self._await_bodies(items, now)
                 return
-            decided, _ = contribution_of(bodies)
-            self.contribution = Contribution(ctx, decided.commits, decided.complaints, decided.workers)
+            self.contribution, _ = contribution_of(bodies, ctx)
         self._contributors_at_us = now
         if self.contribution.void or not self.contribution.workers:
             self._begin_block(ctx, now)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from btrain.protocol.agreement_messages import Final, Items, Lock, Proposal, Quit, Vote
-from btrain.protocol.contribution import item_key
+from btrain.protocol.contribution import COMPLAINT_INDEX, is_item, item_key
 from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, link_key, result_key
 from btrain.protocol.desk import Desk, Notice
-from btrain.protocol.encoding import ZERO, PeerId
+from btrain.protocol.encoding import MEMBERS_MAX, ZERO, PeerId
 from btrain.protocol.errors import InconsistentMessage, NotAMember
 from btrain.protocol.ledger import LedgerState
-from btrain.protocol.messages import Commit, Message, Missing, Result, Reveal
+from btrain.protocol.messages import Commit, Message, Missing, Receipt, Result, Reveal
 from btrain.protocol.packets import BodyRequest, Envelopes
-from btrain.protocol.roles import Roles
+from btrain.protocol.roles import Roles, relays_of
 
 ENVELOPES_PER_PACKET = 12
 PACKET_ENVELOPE_BYTES = 48 * 1024
@@ -37,6 +37,8 @@ class Statements:
         self.commits: dict[PeerId, Message] = {}
         self.results: dict[bytes, dict[bytes, Message]] = {}  # ctx -> hash -> Result
         self.links: dict[PeerId, Message] = {}
+        self.missing: list[Message] = []
+        self.receipts: list[Message] = []
         self._result_sets: dict[PeerId, list[bytes]] = {}
         self._opens: set[tuple[PeerId, bytes]] = set()  # links found on their chains: one a member
 
@@ -60,8 +62,24 @@ class Statements:
                 raise InconsistentMessage(f"{_slot_text(message)}: there are {roles.layout.parts} parts")
             if message.sender not in roles.owners or s.attempt > self.state.roster.faulty_max + 2:
                 raise NotAMember(f"{_slot_text(message)}: it aggregates nothing in round {s.round}")
-        elif not isinstance(body, (Commit, Missing, Reveal)) or (s.attempt, s.index) != (0, 0):
+        elif isinstance(body, Missing):
+            if s.attempt or s.index > COMPLAINT_INDEX:
+                raise InconsistentMessage(_slot_text(message))
+        elif isinstance(body, Receipt):
+            self._check_receipt(message, body)
+        elif not isinstance(body, (Commit, Reveal)) or (s.attempt, s.index) != (0, 0):
             raise InconsistentMessage(_slot_text(message))
+
+    def _check_receipt(self, message: Message, body: Receipt) -> None:
+        s, roles, place = message.statement, self.roles, _slot_text(message)
+        part, position = divmod(s.index, MEMBERS_MAX)
+        if s.attempt or part >= roles.layout.parts or position >= len(roles.workers):
+            raise InconsistentMessage(f"{place}: there is no such part of a worker")
+        worker, aggregator = roles.workers[position], roles.owners[part]
+        if (body.worker, body.part) != (worker, part):
+            raise InconsistentMessage(f"{place} for another part or worker")
+        if message.sender not in relays_of(self.state.randomness[1], worker, aggregator, roles.present):
+            raise NotAMember(f"{place}: it is no relay of the pair")
 
     def check_body(self, message: Message) -> None:
         """Whether a statement says nothing that the ledger excludes.
@@ -82,15 +100,21 @@ class Statements:
             if len(body.leaves) not in legal:
                 raise InconsistentMessage(f"{place} with {len(body.leaves)} leaves, expected one of {sorted(legal)}")
         elif isinstance(body, Missing):
-            if roles.owned(sender) is None or body.worker not in roles.workers or body.worker == sender:
-                raise NotAMember(f"{place}, which aggregates nothing that {body.worker.hex()[:8]} sends")
+            if roles.owned(sender) != body.part or not set(body.workers) <= set(roles.workers) - {sender}:
+                raise NotAMember(f"{place}, which aggregates nothing that these send")
+            if len(set(body.workers)) < len(body.workers) or len(body.workers) > self.lacking_max:
+                raise InconsistentMessage(f"{place} of {len(body.workers)} workers, at most {self.lacking_max}")
         elif isinstance(body, Result):
-            allowed = 0 if message.statement.attempt == 0 else self.state.roster.faulty_max
             ordered = list(body.without) == sorted(set(body.without) & set(roles.workers))
-            if len(body.without) > allowed or not ordered:
-                raise InconsistentMessage(f"{place} without {len(body.without)} contributors, at most {allowed}")
+            if not ordered or (body.without and message.statement.attempt == 0):
+                raise InconsistentMessage(f"{place} without {len(body.without)} contributors")
         elif isinstance(body, Reveal) and not self.opens(sender, body.link):
             raise InconsistentMessage(f"{place} is not on its chain")
+
+    @property
+    def lacking_max(self) -> int:
+        """Workers of which an aggregator can lack parts while it is not cut off itself: b, and one broken link."""
+        return self.state.roster.faulty_max + 1
 
     def opens(self, peer: PeerId, link: bytes) -> bool:
         """Whether the link is the one of this round on the peer's chain."""
@@ -111,6 +135,8 @@ class Statements:
             self.commits.setdefault(message.sender, message)
         elif isinstance(body, Result):
             self.results.setdefault(message.statement.ctx, {})[message.hash] = message
+        elif message.hash not in self.bodies:
+            (self.missing if isinstance(body, Missing) else self.receipts).append(message)
         self.bodies[message.hash] = message
 
     def notice_result(self, message: Message, decided: bytes | None) -> Notice:
@@ -170,7 +196,7 @@ class Statements:
             self.send([m.data for peer, m in sorted(self.links.items()) if link_key(peer) in kinds], to)
             return
         if index == CONTRIBUTORS:
-            chosen = [m for m in self.bodies.values() if isinstance(m.body, Commit | Missing) and item_key(m) in kinds]
+            chosen = [m for m in self.bodies.values() if is_item(m) and item_key(m) in kinds]
         else:
             chosen = [m for m in self.bodies.values() if isinstance(m.body, Result) and result_key(m) in kinds]
         self.send([message.data for message in chosen], to)

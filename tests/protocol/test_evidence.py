@@ -155,7 +155,7 @@ def test_a_reduction_that_is_not_what_the_parts_give(case: Case) -> None:
 
 
 def test_who_complains_and_who_is_complained_of_are_not_in_the_sum(case: Case) -> None:
-    complaint = case.sign(1, "missing", Missing(case.world.keys[2].public_key))
+    complaint = case.sign(1, "missing", Missing(0, (case.world.keys[2].public_key,)), index=1)
     statements, gradients, ctx = reduction(case, [complaint])
     inputs = {peer: gradients[peer][0] for peer in (case.world.keys[0].public_key, case.world.keys[3].public_key)}
     right = reduce_committed(inputs, LAYOUT.part_numel(0), case.run.rule)

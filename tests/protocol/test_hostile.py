@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from btrain.protocol.agreement_messages import Final, Proposal, Quit, Vote
 from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.blobs import EARLY_MAX
 from btrain.protocol.effects import Effect, Send
 from btrain.protocol.encoding import ZERO, digest
 from btrain.protocol.errors import RemoteProtocolError
@@ -26,6 +27,7 @@ from btrain.protocol.messages import (
     Leave,
     Message,
     Missing,
+    Receipt,
     Result,
     Reveal,
     Verifier,
@@ -212,7 +214,12 @@ REFUSED: list[tuple[msgspec.Struct, dict[str, Any], str]] = [
     (COMMIT, {"index": 1}, "InconsistentMessage"),
     (COMMIT, {"attempt": 1}, "InconsistentMessage"),
     (Commit((ZERO,) * 200, (), (), (), (), (), 0, 0), {}, "InconsistentMessage"),
-    (Missing(ZERO), {}, "NotAMember"),
+    (Missing(0, (ZERO,)), {}, "NotAMember"),
+    (Missing(200, (ZERO,)), {}, "NotAMember"),
+    (Missing(0, (ZERO,)), {"index": 2}, "InconsistentMessage"),
+    (Receipt(ZERO, 0, ZERO), {}, "InconsistentMessage"),
+    (Receipt(ZERO, 0, ZERO), {"index": 255}, "InconsistentMessage"),
+    (Receipt(ZERO, 0, ZERO), {"attempt": 1}, "InconsistentMessage"),
     (Result(200, ZERO, ()), {"index": 200}, "InconsistentMessage"),
     (Result(0, ZERO, ()), {"index": 1}, "InconsistentMessage"),
     (Result(0, ZERO, (), (ZERO,)), {}, "InconsistentMessage"),
@@ -380,7 +387,7 @@ def test_pushed_blobs_are_limited_for_each_member(bench: Bench) -> None:
         data = step.to_bytes(8, "big")
         bench.member.blob(digest(data), data, bench.keys[1].public_key, 5)
         bench.member.blob(digest(data + b"x"), data + b"x", simulated_keys(97, 1)[0].public_key, 5)
-    assert sum(bench.member.blobs.get(digest(step.to_bytes(8, "big"))) is not None for step in range(50)) == 4
+    assert sum(bench.member.blobs.get(digest(step.to_bytes(8, "big"))) is not None for step in range(50)) == EARLY_MAX
     assert bench.member.blobs.get(digest((49).to_bytes(8, "big") + b"x")) is None
 
 
