@@ -220,6 +220,8 @@ class Verification(Section):
     sweep: bool = True
     """Whether a proven cheat has its whole round audited again."""
     tolerance: Tolerance = Tolerance()
+    state_tolerance: Annotated[float, Field(ge=0, lt=1)] = 2**-20
+    """How far states of honest machines may lie apart, relative to the root mean square of each tensor."""
 
 
 class Rule(Section):

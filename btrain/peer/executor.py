@@ -17,6 +17,7 @@ from btrain.protocol.effects import (
     AppendBlock,
     Apply,
     CancelTimer,
+    CompareStates,
     Compute,
     Drop,
     Effect,
@@ -138,6 +139,8 @@ class Executor:
                 member = self._listener.member
                 if member is not None and member.round is not None and member.round.round == effect.round:
                     self._learning.commands.put(ComputeHere(effect, member.round))
+            case CompareStates(own, other, tolerance):
+                self._nursery.start_soon(self._compare, own, other, tolerance)
             case LoadState(round, digest):
                 self._nursery.start_soon(self._load, round, digest)
             case Apply():
@@ -164,6 +167,11 @@ class Executor:
     async def _work(self, token: str, job: Callable[[], Any]) -> None:
         result = await trio.to_thread.run_sync(job, limiter=self._workers)
         self._listener.enter(lambda member: member.work_done(token, result, self._listener.now()))
+
+    async def _compare(self, own: bytes, other: bytes, tolerance: float) -> None:
+        job = partial(self._store.states_close, own, other, tolerance)
+        close = await trio.to_thread.run_sync(job, limiter=self._audits)
+        self._listener.enter(lambda member: member.compared(other, close, self._listener.now()))
 
     async def _load(self, round: int, digest: bytes) -> None:
         state = await trio.to_thread.run_sync(self._store.state, digest, limiter=self._workers)

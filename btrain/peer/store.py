@@ -13,6 +13,7 @@ import msgspec
 from btrain.checkpoint import DamagedCheckpoint, checkpoint_paths, load_checkpoint, save_checkpoint
 from btrain.identity import peer_id_text
 from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, SaveEvidence
+from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import (
     CertifiedState,
     Charter,
@@ -31,6 +32,7 @@ from btrain.storage.durable import CorruptFile, replace_file
 from btrain.storage.journal import JournalEntry
 from btrain.storage.run_directory import RunDirectory
 from btrain.storage.signed_log import SignedEnvelope
+from btrain.training import states_close
 
 logger = logging.getLogger(__name__)
 
@@ -234,6 +236,15 @@ class Store:
     def state(self, digest: bytes) -> bytes | None:
         """The state behind a digest, if all its pieces are in custody."""
         return assemble(digest, self.blob)
+
+    def states_close(self, own: bytes, other: bytes, tolerance: float) -> bool:
+        """Whether the states behind two digests are the same but for rounding."""
+        ours = self.state(own)
+        try:
+            theirs = self.state(other)
+        except RemoteProtocolError:
+            return False
+        return ours is not None and theirs is not None and states_close(ours, theirs, tolerance)
 
     def read(self, round: int) -> CertifiedBlock | None:
         """A block of the ledger with its certificate."""

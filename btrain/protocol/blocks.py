@@ -94,7 +94,7 @@ class Ban(Record, frozen=True):
 
 
 class CertifiedState(Record, frozen=True):
-    """Parameters and optimizer state at the start of `round`, by the digest that a quorum committed to."""
+    """Parameters and optimizer state at the start of `round`, by the digest that a quorum holds or found close."""
 
     round: U32
     digest: Hash
@@ -125,6 +125,7 @@ class Block(Record, frozen=True):
     state: Annotated[tuple[CertifiedState, ...], msgspec.Meta(max_length=1)]
     compute_ms: U32  # median of what the members reported, 0 before there is a history
     transfer_ms: U32
+    candidates: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)] = ()  # states that differ, as drawn
 
     @property
     def hash(self) -> bytes:

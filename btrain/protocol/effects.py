@@ -135,6 +135,15 @@ class LoadState:
 
 
 @dataclass(frozen=True, slots=True)
+class CompareStates:
+    """Whether `other` is `own` but for rounding; both are in the own store. The answer is `compared`."""
+
+    own: bytes
+    other: bytes
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
 class AppendBlock:
     """Append a certified block to the ledger. Blobs of rounds before `keep_from` are needed by nobody any more."""
 
@@ -180,5 +189,5 @@ class Halt:
 
 Effect = (
     Send | PersistSigned | Journal | PutBlob | PushBlob | FetchBlob | SetTimer | CancelTimer | Compute | Recompute
-    | Work | KeepParameters | Apply | LoadState | AppendBlock | SaveEvidence | Event | Drop | Halt
+    | Work | KeepParameters | Apply | LoadState | CompareStates | AppendBlock | SaveEvidence | Event | Drop | Halt
 )  # fmt: skip

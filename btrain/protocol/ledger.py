@@ -10,6 +10,7 @@ from statistics import median_low
 from typing import Literal
 
 from btrain.aggregation import Rule
+from btrain.protocol import contest
 from btrain.protocol.agreement_messages import Final as FinalVote
 from btrain.protocol.blocks import (
     Ban,
@@ -26,6 +27,7 @@ from btrain.protocol.blocks import (
     open_block,
     open_genesis,
 )
+from btrain.protocol.contest import Contest
 from btrain.protocol.encoding import (
     MEMBERS_MAX,
     PeerId,
@@ -92,6 +94,7 @@ class Charter:
     state_sync_every: int = 16
     custody_rounds: int = 16
     sweep: bool = True
+    state_tolerance: float = 2**-20  # of the root mean square of each tensor of a state
 
     @property
     def kept_rounds(self) -> int:
@@ -118,6 +121,7 @@ class LedgerState:
     compute_ms: int
     transfer_ms: int
     sweeps: tuple[Sweep, ...] = ()
+    contest: Contest | None = None  # states that differ, until one of them is certified
 
     @classmethod
     def start(cls, genesis: Genesis, charter: Charter) -> LedgerState:
@@ -172,6 +176,7 @@ class LedgerState:
             compute_ms=block.compute_ms,
             transfer_ms=block.transfer_ms,
             sweeps=self._sweeps_after(block, roster),
+            contest=contest.after(self.contest, block),
         )
 
     def _sweeps_after(self, block: Block, roster: Roster) -> tuple[Sweep, ...]:
@@ -234,7 +239,8 @@ def build_block(
     charges = _decisive_charges(state.roster, bodies)
     verdicts = decisive_verdicts(state.roster, {member: body.verdicts for member, body in bodies.items()})
     ordered_links = tuple(LinkEntry(peer, links[peer]) for peer in sorted(links))
-    due = tuple(body.state[0] for body in bodies.values() if body.state)
+    certified = contest.certified(state.round, state.roster, state.contest, bodies)
+    randomness = next_randomness(state.randomness[1], state.round, [entry.link for entry in ordered_links])
     return Block(
         version=1,
         run=state.run,
@@ -247,7 +253,7 @@ def build_block(
         void=void,
         results=() if void else tuple(sorted(results, key=lambda entry: entry.part)),
         links=ordered_links,
-        randomness=next_randomness(state.randomness[1], state.round, [entry.link for entry in ordered_links]),
+        randomness=randomness,
         charges=charges,
         verdicts=verdicts,
         bans=_bans(state.roster, charges, verdicts),
@@ -255,9 +261,10 @@ def build_block(
         departures=_departures(state, bodies),
         absences=_absences(state, contribution, links),
         step=state.step + (void == 0),
-        state=_certified(state, due),
+        state=certified,
         compute_ms=_typical([body.compute_ms for body in bodies.values()], state.compute_ms),
         transfer_ms=_typical([body.transfer_ms for body in bodies.values()], state.transfer_ms),
+        candidates=contest.candidates(state.round, state.roster, certified, bodies, randomness),
     )
 
 
@@ -265,13 +272,6 @@ def _typical(reported_ms: Sequence[int], before: int) -> int:
     """Lower median of the positive reports: fewer than half liars cannot move it beyond an honest report."""
     positive = [min(ms, REPORTED_MS_MAX) for ms in reported_ms if ms > 0]
     return median_low(positive) if positive else before
-
-
-def _certified(state: LedgerState, due: Sequence[bytes]) -> tuple[CertifiedState, ...]:
-    counts = Counter(due).most_common(1)
-    if counts and counts[0][1] >= state.roster.quorum:
-        return (CertifiedState(state.round, counts[0][0]),)
-    return ()
 
 
 def _decisive_charges(roster: Roster, bodies: Mapping[PeerId, Commit]) -> tuple[ListedCharge, ...]:
@@ -385,7 +385,7 @@ def _check(block: Block, state: LedgerState) -> None:
     require(parts == (list(range(state.roles().layout.parts)) if block.void == 0 else []), "results: not one a part")
     require(block.void <= 2, "void")
     require(block.step == state.step + (block.void == 0), "step")
-    require(all(certified.round == block.round for certified in block.state), "state: of another round")
+    require(contest.follows(block, state.contest, roster), "state: of another round, or no candidate")
 
 
 def check_genesis(genesis: Genesis, signatures: Sequence[bytes], verifier: Verifier) -> None:

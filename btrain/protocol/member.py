@@ -22,9 +22,9 @@ from btrain.protocol.desk import Desk
 from btrain.protocol.effects import Drop, Effect, Halt, SetTimer
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import NotAMember, RemoteProtocolError, StaleMessage
-from btrain.protocol.healing import Condition
+from btrain.protocol.healing import Comparison, Condition
 from btrain.protocol.ledger import Block, LedgerState
-from btrain.protocol.messages import Accusation, Charge, Commit, Join, Leave, Message, Verifier
+from btrain.protocol.messages import LISTED_MAX, Accusation, Charge, Commit, Join, Leave, Message, Verifier
 from btrain.protocol.packets import (
     PACKET_BYTES_MAX,
     Blocks,
@@ -88,6 +88,7 @@ class Member:
         )
         self._future: dict[PeerId, dict[bytes, Message]] = {}
         self.condition = Condition(self.desk, state.charter.state_sync_every)
+        self.comparison = Comparison(self.desk, self.condition, state.charter.state_tolerance)
         self._connected: set[PeerId] = set()
         self._answers = Allowance(ANSWER_BYTES_MAX, state.charter.message_us)
         self._refusals: dict[PeerId, int] = {}
@@ -167,6 +168,7 @@ class Member:
             self.round.blob(hash, now)
         self.court.blob(hash, data)
         self.replay.blob(hash, data, self.state, self._sources)
+        self.comparison.blob(hash, data)
         if self.replay.loads:
             self._settle(now)
         return self._done(now)
@@ -223,7 +225,7 @@ class Member:
         """The parameters are x[round + 1]; `state` is there if it was due."""
         if state is not None:
             self.condition.own(round + 1, state)
-            self._heal_if_drifted()
+            self._look_at_states()
         self.replay.applied(round + 1)
         self._settle(now)
         return self._done(now)
@@ -232,6 +234,12 @@ class Member:
         """The parameters are x[round], from a certified state."""
         self.condition.took_over(self.replay.loaded())
         self._settle(now)
+        return self._done(now)
+
+    def compared(self, candidate: bytes, close: bool, now: int) -> list[Effect]:
+        """The answer of a CompareStates."""
+        self.comparison.compared(candidate, close)
+        self._look_at_states()
         return self._done(now)
 
     def leave(self, now: int) -> list[Effect]:
@@ -402,6 +410,7 @@ class Member:
             state=self.condition.listed(number),
             compute_ms=0,
             transfer_ms=self._transfer_ms,
+            close=tuple(self.comparison.close)[:LISTED_MAX],
         )
 
     def _conclude(self, finished: Round, now: int) -> None:
@@ -437,11 +446,13 @@ class Member:
                             evidence=[hash.hex() for hash in ban.evidence])  # fmt: skip
         for peer in block.departures:
             self.blobs.forget_sender(peer)
-        if block.state:
-            self._heal_if_drifted()
+        if block.candidates:
+            self.desk.event("contested", round=block.round, candidates=len(block.candidates))
+        self._look_at_states()
 
-    def _heal_if_drifted(self) -> None:
+    def _look_at_states(self) -> None:
         """Compare the own state with the newest certified one; who differs fetches that, and goes on meanwhile."""
+        self.comparison.go(self.state.contest, self.state.round, self._sources)
         certified = self.state.state
         verdict = None if certified is None else self.condition.compare(certified)
         if verdict == "drifted" and certified is not None:

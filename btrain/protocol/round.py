@@ -98,6 +98,7 @@ class Round(Deciding):
             side.state,
             self.compute_ms,
             side.transfer_ms,
+            side.close,
         )
         return self.desk.statement(body, prev=self.state.head, round=self.round)
 

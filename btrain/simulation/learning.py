@@ -16,7 +16,7 @@ from torch import Tensor
 from btrain.config import RunConfig
 from btrain.data.source import Batch, Source
 from btrain.protocol.encoding import digest
-from btrain.training import Evaluation, Training, build_training
+from btrain.training import Evaluation, Training, build_training, states_close
 
 GRADIENTS_KEPT = 512
 
@@ -123,6 +123,10 @@ class PeerLearner:
     def state_bytes(self) -> bytes:
         """Parameters and optimizer state, canonical."""
         return self._moment.state
+
+    def is_close(self, own: bytes, other: bytes, tolerance: float) -> bool:
+        """Whether two states are the same but for rounding."""
+        return states_close(own, other, tolerance)
 
     def load_state(self, data: bytes) -> None:
         """Replace both."""

@@ -16,6 +16,7 @@ from btrain.protocol.effects import (
     AppendBlock,
     Apply,
     CancelTimer,
+    CompareStates,
     Compute,
     Drop,
     Effect,
@@ -35,6 +36,7 @@ from btrain.protocol.effects import (
     Work,
 )  # fmt: skip
 from btrain.protocol.encoding import PeerId, digest
+from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import Charter, Genesis, LedgerState, check_certificate, open_block
 from btrain.protocol.member import Member, Membership
 from btrain.protocol.messages import Verifier
@@ -64,6 +66,9 @@ class Learner(Protocol):
 
     def load_state(self, data: bytes) -> None:
         """Replace both."""
+
+    def is_close(self, own: bytes, other: bytes, tolerance: float) -> bool:
+        """Whether two states are the same but for rounding."""
 
 
 @dataclass
@@ -256,12 +261,22 @@ class SimulatedPeer:
                 self._pinned = rounds
             case Apply(round, update, step, digest_due):
                 self._apply(round, update, step, digest_due)
+            case CompareStates(own, other, tolerance):
+                close = self._compare(own, other, tolerance)
+                self._after(timings.work_us, lambda now: self.member.compared(other, close, now))
             case LoadState(round, digest):
                 state = assemble(digest, self.disk.blob)
                 assert state is not None, "the pieces were put before"
                 self.learner.load_state(state)
                 self._at(round)
                 self._after(timings.work_us, lambda now: self.member.state_loaded(round, now))
+
+    def _compare(self, own: bytes, other: bytes, tolerance: float) -> bool:
+        try:
+            ours, theirs = assemble(own, self.disk.blob), assemble(other, self.disk.blob)
+        except RemoteProtocolError:
+            return False
+        return ours is not None and theirs is not None and self.learner.is_close(ours, theirs, tolerance)
 
     def _computed(self, round: int, seed: bytes, duration_us: int, now: int) -> list[Effect]:
         open_round = self.member.round

@@ -40,6 +40,13 @@ class Quadratic:
         """x; the optimizer has no state."""
         return self.x.numpy().tobytes()
 
+    def is_close(self, own: bytes, other: bytes, tolerance: float) -> bool:
+        """Whether the distance is at most `tolerance` of the own length."""
+        if len(own) != len(other):
+            return False
+        x, y = (torch.frombuffer(bytearray(data), dtype=torch.float32).double() for data in (own, other))
+        return bool((x - y).norm() <= tolerance * x.norm())
+
     def load_state(self, data: bytes) -> None:
         """Replace x."""
         self.x = torch.frombuffer(bytearray(data), dtype=torch.float32).clone()

@@ -63,6 +63,7 @@ def charter_of(config: RunConfig) -> Charter:
         state_sync_every=config.state_sync_every,
         custody_rounds=verification.custody_rounds,
         sweep=verification.sweep,
+        state_tolerance=verification.state_tolerance,
     )
 
 

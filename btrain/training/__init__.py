@@ -5,7 +5,7 @@ from btrain.training.evaluation import Evaluator
 from btrain.training.oracle import GradientOracle, TaskError
 from btrain.training.parameters import ShapeError, flatten, vector_digest
 from btrain.training.schedule import Schedule
-from btrain.training.state import State, StateError
+from btrain.training.state import State, StateError, states_close
 from btrain.training.task import CrossEntropy, Evaluation, Task
 from btrain.training.trainer import ApplyError, Trainer
 
@@ -28,5 +28,6 @@ __all__ = [
     "build_training",
     "choose_device",
     "flatten",
+    "states_close",
     "vector_digest",
 ]

@@ -72,6 +72,28 @@ class State:
         return cls(step=about["step"], tensors=tensors, scalars=_untagged(about["scalars"]))
 
 
+def states_close(own: bytes, other: bytes, tolerance: float) -> bool:
+    """Whether `other` is a state like `own` but for rounding: in each tensor the root mean square of the differences is
+    at most `tolerance` times that of the own values, and everything that is no vector of floats is equal.
+    """
+    try:
+        ours, theirs = State.from_bytes(own), State.from_bytes(other)
+    except StateError:
+        return False
+    if (ours.step, ours.scalars) != (theirs.step, theirs.scalars) or ours.tensors.keys() != theirs.tensors.keys():
+        return False
+    return all(_tensors_close(tensor, theirs.tensors[name], tolerance) for name, tensor in ours.tensors.items())
+
+
+def _tensors_close(own: Tensor, other: Tensor, tolerance: float) -> bool:
+    if own.shape != other.shape or own.dtype != other.dtype:
+        return False
+    if not own.is_floating_point() or own.dim() == 0:
+        return torch.equal(own, other)
+    distance = torch.linalg.vector_norm(own.double() - other.double())
+    return bool(distance <= tolerance * torch.linalg.vector_norm(own.double()))
+
+
 def _about(data: bytes) -> dict[str, Any]:
     """The metadata entry, checked for its form; `data` is known to be well-formed safetensors."""
     header_bytes = int.from_bytes(data[:8], "little")

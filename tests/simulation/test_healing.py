@@ -120,3 +120,39 @@ def test_outages_and_drift_together() -> None:
         world.heap.call(at_us, lambda peer=peer: nudge(world, peer))  # type: ignore[misc]
     to_the_end(world)
     assert equal_in_the_end(world)
+
+
+def contests(world: World) -> list[int]:
+    """Rounds whose blocks name candidates."""
+    return [block.round for block in world.blocks(world.honest[0]) if block.candidates]
+
+
+def settled(world: World) -> dict[int, int]:
+    """Round of a state -> round of the block that certifies it."""
+    return {known.round: block.round for block in world.blocks(world.honest[0]) for known in block.state}
+
+
+def test_without_a_quorum_on_one_state_all_take_over_one_that_is_close() -> None:
+    world = world_of(5, 3 * SYNC, seed=1)
+    for number, peer in enumerate(world.honest[:4]):  # four peers with four states, none of which has a quorum
+        world.heap.call(100_000, lambda p=peer, n=number: [nudge(world, p) for _ in range(n + 1)])  # type: ignore[misc]
+    world.drifted.add(world.honest[4])  # whichever state is taken over, it is that of one of the others
+    to_the_end(world)
+    assert contests(world) == [SYNC]
+    assert SYNC < settled(world)[SYNC] <= SYNC + 3
+    assert settled(world)[2 * SYNC] == 2 * SYNC
+    certified = next(known.digest for block in world.blocks(world.honest[0]) for known in block.state)
+    healed = [peer for peer in world.honest if events(world, peer, "state_loaded")]
+    assert len(healed) == 4
+    assert any(certified.hex() in fields["certified"] for peer in healed for fields in events(world, peer, "drift"))
+    assert equal_in_the_end(world)
+
+
+def test_a_state_that_is_too_far_off_is_never_taken_over() -> None:
+    world = world_of(5, 3 * SYNC, seed=1)
+    for number, peer in enumerate(world.honest[:4]):
+        world.heap.call(100_000, lambda p=peer, n=number: nudge(world, p, factor=1 + 1e-4 * (n + 1)))  # type: ignore[misc]
+    world.run(world.charter.rounds, 60 * SECOND)
+    assert contests(world) == [SYNC, 2 * SYNC]
+    assert settled(world) == {}
+    assert not any(fields["close"] for peer in world.honest for fields in events(world, peer, "compared"))
