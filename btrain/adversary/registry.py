@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from btrain.adversary import aggregator, gradient, numeric, omniscient, sender, validator
+from btrain.adversary import aggregator, gradient, history, numeric, omniscient, sender, validator
 from btrain.adversary.adversary import Adversary
 from btrain.errors import ConfigError
 from btrain.protocol.behaviour import Behaviour
@@ -46,6 +46,8 @@ _CLASSES: tuple[type[Adversary], ...] = (
     sender.Garbage,
     sender.Flood,
     sender.Replay,
+    history.StatePoison,
+    history.ForgedHistory,
     validator.FalseAccuse,
     validator.RubberStamp,
     validator.Lie,

@@ -344,7 +344,7 @@ class Shell:
 
     def blob_wanted(self, peer: bytes, blob_hash: bytes) -> bytes | None:
         """A member asks for bytes in custody."""
-        return self.store.blob(blob_hash)
+        return self.setting.behaviour.gives(peer, blob_hash, self.store.blob(blob_hash))
 
     def connected(self, peer: bytes) -> None:
         """A link is up: say which contract this is, then where we are."""

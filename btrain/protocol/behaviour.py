@@ -9,6 +9,7 @@ from torch import Tensor
 from btrain.protocol.audit import GradientCheck
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.messages import Message
+from btrain.protocol.pieces import CutState
 from btrain.protocol.reduction import ReducedPart
 
 if TYPE_CHECKING:
@@ -56,6 +57,18 @@ class Behaviour:
     def charges(self, accused: PeerId, deed: str) -> bool:
         """Whether to charge a member on evidence that proves itself."""
         return True
+
+    def state(self, state: CutState, round: int) -> CutState:
+        """The own state at the start of `round`, to list and to keep for others."""
+        return state
+
+    def finds_close(self, candidate: bytes, close: bool) -> bool:
+        """Whether to list a candidate state as like the own one."""
+        return close
+
+    def gives(self, peer: PeerId, hash: bytes, data: bytes | None) -> bytes | None:
+        """What to give to a peer that asks for a blob; `data` is what is here."""
+        return data
 
     def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
         """Last look at everything that leaves the protocol."""

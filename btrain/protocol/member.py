@@ -224,7 +224,7 @@ class Member:
     def applied(self, round: int, state: CutState | None, now: int) -> list[Effect]:
         """The parameters are x[round + 1]; `state` is there if it was due."""
         if state is not None:
-            self.condition.own(round + 1, state)
+            self.condition.own(round + 1, self.behaviour.state(state, round + 1))
             self._look_at_states()
         self.replay.applied(round + 1)
         self._settle(now)
@@ -238,7 +238,7 @@ class Member:
 
     def compared(self, candidate: bytes, close: bool, now: int) -> list[Effect]:
         """The answer of a CompareStates."""
-        self.comparison.compared(candidate, close)
+        self.comparison.compared(candidate, self.behaviour.finds_close(candidate, close))
         self._look_at_states()
         return self._done(now)
 

@@ -91,9 +91,7 @@ class Commit(Record, frozen=True):
     state: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=1)]  # digest of x[t] and the optimizer, when due
     compute_ms: U32
     transfer_ms: U32
-    close: Annotated[
-        tuple[Hash, ...], msgspec.Meta(max_length=LISTED_MAX)
-    ] = ()  # candidates like the own state
+    close: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=LISTED_MAX)] = ()  # candidates like the own state
 
 
 class Missing(Record, frozen=True):

@@ -164,8 +164,8 @@ class SimulatedPeer:
         elif kind == "push":
             self._run(self.member.blob(rest[0], rest[1], src, now))
         elif kind == "want":
-            kept = self.disk.blobs.get(rest[0])
-            self._transmit(src, ("gone", rest[0]) if kept is None else ("blob", rest[0], kept[1]))
+            given = self.identity.behaviour.gives(src, rest[0], self.disk.blob(rest[0]))
+            self._transmit(src, ("gone", rest[0]) if given is None else ("blob", rest[0], given))
         elif kind == "blob" and rest[0] in self._fetches:
             self._take_blob(src, rest[0], rest[1], now)
         elif kind == "gone" and rest[0] in self._fetches:

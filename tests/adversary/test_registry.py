@@ -16,6 +16,7 @@ NEEDED = {
     "minus_128", "denormal", "wrong_reduce", "equivocate", "edge_late", "false_accuse", "freeze", "restart_mid_round",
     "delayed", "rop", "min_max", "mimic", "just_inside_tolerance", "withhold_part", "selective_send", "rubber_stamp",
     "abort_link", "garbage", "flood", "replay", "double_vote", "lie",
+    "state_poison", "forged_history",
 }  # fmt: skip
 
 

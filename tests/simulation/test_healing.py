@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from btrain.adversary.history import StatePoison
 from btrain.aggregation import get_rule
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.ledger import Charter
+from btrain.protocol.pieces import assemble, cut
 from btrain.protocol.quorum import byzantine_limit, validators_max
 from btrain.simulation.faults import Faults, Outage
 from btrain.simulation.heap import LinkPlan, NetworkPlan
 from btrain.simulation.quadratic import Quadratic
-from btrain.simulation.world import World
+from btrain.simulation.world import World, simulated_keys
 
 SECOND = 1_000_000
 SYNC = 4
@@ -23,11 +26,13 @@ DELTA_US = SECOND // 2
 
 def world_of(peers: int, rounds: int, *, seed: int = 0, faults: Faults | None = None, **options: Any) -> World:
     """A run on the smallest model that certifies its state every `SYNC` rounds; set up, not started."""
+    limit = byzantine_limit(peers, 0 if options.get("byzantine") else validators_max(peers, 1))
     charter = Charter(
-        rounds=rounds, byzantine_max=byzantine_limit(peers, validators_max(peers, 1)), audits_per_round=1,
+        rounds=rounds, byzantine_max=limit, audits_per_round=1,
         tolerance=1e-4, rule=get_rule("centered_clip"), message_us=DELTA_US, compute_us=DELTA_US,
-        transfer_us=DELTA_US, state_sync_every=SYNC, custody_rounds=SYNC, **options.pop("charter", {}),
+        transfer_us=DELTA_US, state_sync_every=SYNC, custody_rounds=SYNC,
     )  # fmt: skip
+    charter = replace(charter, **options.pop("charter", {}))
     options.setdefault("plan", NetworkPlan(LinkPlan(1_000, 20_000)))
     world = World(charter, lambda: Quadratic(2100), peers, seed=seed, **options)
     (faults or Faults()).schedule(world.heap, world.keys)
@@ -156,3 +161,41 @@ def test_a_state_that_is_too_far_off_is_never_taken_over() -> None:
     assert contests(world) == [SYNC, 2 * SYNC]
     assert settled(world) == {}
     assert not any(fields["close"] for peer in world.honest for fields in events(world, peer, "compared"))
+
+
+def poisoners(world_keys: int, count: int, seed: int) -> dict[int, StatePoison]:
+    """The last `count` peers poison their states together."""
+    keys = simulated_keys(seed, world_keys)
+    coalition = frozenset(key.public_key for key in keys[world_keys - count :])
+    return {world_keys - 1 - i: StatePoison(coalition=coalition) for i in range(count)}
+
+
+def test_a_poisoned_state_is_outvoted() -> None:
+    world = world_of(5, 3 * SYNC, seed=2, byzantine=poisoners(5, 2, 2), charter={"audits_per_round": 0})
+    to_the_end(world)
+    assert settled(world) == {SYNC: SYNC, 2 * SYNC: 2 * SYNC}
+    assert not any(events(world, peer, "drift") for peer in world.honest)
+    assert equal_in_the_end(world)
+
+
+@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))])
+def test_a_poisoned_state_is_no_candidate_that_honest_members_take_over(seed: int) -> None:
+    """Two of three honest members drift, so no state has a quorum; both liars find the poison close."""
+    world = world_of(5, 3 * SYNC, seed=seed, byzantine=poisoners(5, 2, seed), charter={"audits_per_round": 0})
+    for number, peer in enumerate(world.honest):
+        world.drifted.add(peer)
+        world.heap.call(100_000, lambda p=peer, n=number: [nudge(world, p) for _ in range(n)])  # type: ignore[misc]
+    to_the_end(world)
+    poison = {
+        behaviour.state(cut(state), SYNC).digest for behaviour in world.byzantine.values() for state in states(world)
+    }
+    assert contests(world)[0] == SYNC and SYNC in settled(world)
+    assert not {known.digest for block in world.blocks(world.honest[0]) for known in block.state} & poison
+    assert equal_in_the_end(world)
+
+
+def states(world: World) -> list[bytes]:
+    """The states that honest peers still have."""
+    found = (assemble(known.digest, world.identities[peer].disk.blob) for peer in world.honest
+             for block in world.blocks(peer) for known in block.state)  # fmt: skip
+    return [state for state in found if state is not None]

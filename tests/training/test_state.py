@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from btrain.training import State, StateError
+from btrain.training import State, StateError, states_close
 
 TENSORS = {
     "parameter/w": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -121,3 +121,46 @@ def test_one_changed_byte_is_refused_or_changes_the_digest(position: int, value:
 def test_any_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(StateError):
         State.from_bytes(data)
+
+
+BOUND = 2**-20
+SMOOTH = State(
+    3, {"parameter/w": torch.linspace(-1, 1, 1001), "buffer/n": torch.tensor(5), "buffer/r": torch.tensor(0.5)}, SCALARS
+)
+
+
+def with_w(change: torch.Tensor) -> bytes:
+    return State(3, SMOOTH.tensors | {"parameter/w": SMOOTH.tensors["parameter/w"] + change}, SCALARS).to_bytes()
+
+
+def test_rounding_is_close_and_more_is_not() -> None:
+    own = SMOOTH.to_bytes()
+    rms = float(SMOOTH.tensors["parameter/w"].double().square().mean().sqrt())
+    ones = torch.ones(1001)
+    assert states_close(own, own, 0.0)
+    assert states_close(own, with_w(0.9 * BOUND * rms * ones), BOUND)
+    assert not states_close(own, with_w(1.2 * BOUND * rms * ones), BOUND)
+    up = torch.nextafter(SMOOTH.tensors["parameter/w"], torch.tensor(torch.inf)) - SMOOTH.tensors["parameter/w"]
+    assert states_close(own, with_w(up), BOUND)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        State(4, SMOOTH.tensors, SCALARS),
+        State(3, SMOOTH.tensors, SCALARS | {"optimizer/w/step": 8}),
+        State(3, SMOOTH.tensors | {"buffer/n": torch.tensor(6)}, SCALARS),
+        State(3, SMOOTH.tensors | {"buffer/r": torch.tensor(0.5000001)}, SCALARS),
+        State(3, SMOOTH.tensors | {"parameter/w": SMOOTH.tensors["parameter/w"].view(7, 143)}, SCALARS),
+        State(3, SMOOTH.tensors | {"parameter/w": SMOOTH.tensors["parameter/w"].double()}, SCALARS),
+        State(3, SMOOTH.tensors | {"parameter/w": torch.full((1001,), torch.nan)}, SCALARS),
+        State(3, SMOOTH.tensors | {"parameter/v": torch.zeros(1)}, SCALARS),
+    ],
+)
+def test_what_is_no_rounding_is_not_close(other: State) -> None:
+    assert not states_close(SMOOTH.to_bytes(), other.to_bytes(), 0.5)
+
+
+def test_what_is_no_state_is_not_close() -> None:
+    assert not states_close(SMOOTH.to_bytes(), b"poison", 0.5)
+    assert not states_close(SMOOTH.to_bytes(), SMOOTH.to_bytes()[:-1], 0.5)
