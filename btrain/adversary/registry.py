@@ -90,6 +90,12 @@ def get_adversary(
     return adversary(coalition=coalition, seed=seed, **options)
 
 
+def first_round(spec: str, attack_from: int) -> int:
+    """The first round of the attack: what its option `from` says, else `attack_from`. Raises ConfigError."""
+    behaviour = get_adversary(spec, attack_from=attack_from)
+    return behaviour.attack_from if isinstance(behaviour, Adversary) else attack_from
+
+
 def _is_option(field: dataclasses.Field[Any]) -> bool:
     return field.init and field.name not in ("coalition", "seed")
 

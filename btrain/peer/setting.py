@@ -27,6 +27,7 @@ class Setting:
     learning: Learning
     behaviour: Behaviour
     probe_norm: float
+    probe_ms: int
     x0: bytes
     numel: int
     listen: str

@@ -124,8 +124,9 @@ class Shell:
         setting = self.setting
         addresses = tuple(self._network.addresses[:ADDRESSES_MAX])
         return Membership(
-            setting.config.contract_hash(), setting.x0, setting.probe_norm, self.beginning.salt, addresses
-        )
+            setting.config.contract_hash(), setting.x0, setting.probe_norm, self.beginning.salt, addresses,
+            setting.probe_ms,
+        )  # fmt: skip
 
     def _begin(self) -> None:
         if self._leave_asked:  # before there was a thread to ask

@@ -24,7 +24,10 @@ class Founder(Record, frozen=True):
 
 
 class Genesis(Record, frozen=True):
-    """What all founders sign: the contract, who they are, and the model they start from. Its hash is the run's id."""
+    """What all founders sign: the contract, who they are, and the model they start from. Its hash is the run's id.
+
+    `compute_ms`: the slowest founder's probe gradient, from which the first deadlines follow; 0 if there is none.
+    """
 
     version: Literal[1]
     contract: Annotated[bytes, msgspec.Meta(max_length=32 * 1024)]
@@ -33,6 +36,7 @@ class Genesis(Record, frozen=True):
     x0: Hash
     probe_norm: float
     founders: Annotated[tuple[Founder, ...], msgspec.Meta(min_length=1, max_length=MEMBERS_MAX)]
+    compute_ms: U32 = 0
 
     @property
     def run(self) -> bytes:

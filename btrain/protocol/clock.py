@@ -8,8 +8,13 @@ from btrain.protocol.agreement_interface import Timing
 from btrain.protocol.decisions import RESULTS
 from btrain.protocol.ledger import LedgerState
 
-NO_HISTORY_US = 120_000_000  # deadlines that follow the members' reports, before there are any
-NO_HISTORY_RETRY_US = 10_000_000  # what a further attempt of `results` then waits for bytes
+# Deadlines that follow the members' reports, before there are any.
+FIRST_MAX_US = 120_000_000
+FIRST_COMPUTE_MIN_US = 10_000_000
+FIRST_COMPUTE_FACTOR = 10  # of the slowest founder's probe gradient: others may compute on the same machine meanwhile
+FIRST_TRANSFER_MIN_US = 5_000_000
+FIRST_TRANSFER_US_PER_PARAMETER = 16  # a byte of a part and one of a result, at 1 Mbit/s
+FIRST_RETRY_MAX_US = 10_000_000  # what a further attempt of `results` then waits for bytes
 
 
 @dataclass(frozen=True)
@@ -28,18 +33,31 @@ class Clock:
         if state.round == 0:
             return cls(delta, 0, 0)
 
-        def automatic(fixed_us: int | None, reported_ms: int) -> int:
+        def automatic(fixed_us: int | None, reported_ms: int, first_us: int) -> int:
             if fixed_us is not None:
                 return max(delta, fixed_us)
-            return max(delta, 3000 * reported_ms) if reported_ms else NO_HISTORY_US
+            return max(delta, 3000 * reported_ms if reported_ms else first_us)
 
-        compute_us = automatic(charter.compute_us, state.compute_ms)
-        transfer_us = automatic(charter.transfer_us, state.transfer_ms)
+        genesis = state.genesis
+        compute_us = automatic(charter.compute_us, state.compute_ms, _first_compute_us(genesis.compute_ms))
+        transfer_us = automatic(charter.transfer_us, state.transfer_ms, _first_transfer_us(genesis.numel))
         known = charter.transfer_us is not None or state.transfer_ms > 0
-        return cls(delta, compute_us, transfer_us, transfer_us if known else NO_HISTORY_RETRY_US)
+        return cls(delta, compute_us, transfer_us, transfer_us if known else min(transfer_us, FIRST_RETRY_MAX_US))
 
     def timing(self, decision: int) -> Timing:
         """Deadlines of a decision; those of `contributors` and `results` leave time for computing and for bytes."""
         slack = (self.compute_us + self.transfer_us, self.transfer_us, 0)[decision]
         delta = self.delta_us + (self.retry_us if decision == RESULTS else 0)
         return Timing(delta, 3 * self.delta_us + slack, 7 * delta)
+
+
+def _first_compute_us(probe_ms: int) -> int:
+    """Before anybody has reported: by the founders' probe gradients, if they measured any."""
+    if not probe_ms:
+        return FIRST_MAX_US
+    return min(max(FIRST_COMPUTE_MIN_US, 1000 * FIRST_COMPUTE_FACTOR * probe_ms), FIRST_MAX_US)
+
+
+def _first_transfer_us(numel: int) -> int:
+    """Before anybody has reported: by the size of the model."""
+    return min(max(FIRST_TRANSFER_MIN_US, FIRST_TRANSFER_US_PER_PARAMETER * numel), FIRST_MAX_US)

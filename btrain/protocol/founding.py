@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from btrain.protocol.clock import FIRST_COMPUTE_FACTOR
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import Effect, SetTimer
 from btrain.protocol.encoding import ZERO, PeerId, encode
@@ -50,8 +51,7 @@ class Founders:
 
     def start(self, now: int) -> list[Effect]:
         """Make the own Join."""
-        member = self.plan.membership
-        body = Join(member.contract, self.plan.chain_end, member.x0, member.probe_norm, member.addresses)
+        body = self.plan.membership.join(self.plan.chain_end)
         self.joins[self.desk.me] = self.desk.sign(self.desk.statement(body, prev=ZERO, round=0))
         self._assemble(now)
         return self.desk.take()
@@ -139,13 +139,13 @@ class Founders:
         if not plan.assembler or self.proposal is not None or len(self.joins) < plan.start_when:
             return
         chosen = sorted(list(self.joins)[: plan.start_when])
-        founders = []
-        for peer in chosen:
-            join = self.joins[peer].body
-            assert isinstance(join, Join)
-            founders.append(Founder(peer, join.chain_end))
+        joins = {peer: join for peer in chosen if isinstance(join := self.joins[peer].body, Join)}
+        founders = tuple(Founder(peer, join.chain_end) for peer, join in joins.items())
+        slowest_ms = max(join.probe_ms for join in joins.values())
         member = plan.membership
-        self.proposal = Genesis(1, plan.contract, plan.nonce, plan.numel, member.x0, member.probe_norm, tuple(founders))
+        self.proposal = Genesis(
+            1, plan.contract, plan.nonce, plan.numel, member.x0, member.probe_norm, founders, slowest_ms
+        )
         self._sign(self.proposal)
         for peer in chosen:
             if peer != self.desk.me:
@@ -190,6 +190,8 @@ class Founders:
             mine = Founder(self.desk.me, self.plan.chain_end)
             if mine not in genesis.founders:
                 raise InconsistentMessage("a genesis to sign that does not hold our own join") from None
+            if FIRST_COMPUTE_FACTOR * genesis.compute_ms < member.probe_ms:
+                raise InconsistentMessage("a genesis to sign that leaves us too little time") from None
             self.desk.send(Envelopes((self._sign(genesis).data,)), sender)
         else:
             self.founded = packet

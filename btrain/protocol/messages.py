@@ -140,13 +140,17 @@ class Accusation(Record, frozen=True):
 
 
 class Join(Record, frozen=True):
-    """Ask for a seat: contract, the digest of x[0], the norm of a probe gradient, and where to be reached."""
+    """Ask for a seat: contract, the digest of x[0], the norm of a probe gradient, and where to be reached.
+
+    `probe_ms`: how long the probe gradient took, 0 if there is none.
+    """
 
     contract: Hash
     chain_end: Hash
     x0: Hash
     probe_norm: float
     addresses: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=256)], ...], msgspec.Meta(max_length=8)]
+    probe_ms: U32 = 0
 
 
 class Leave(Record, frozen=True):

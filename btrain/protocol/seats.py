@@ -25,6 +25,11 @@ class Membership:
     probe_norm: float
     chain_salt: bytes  # private, random, kept with the run: a chain is used in one run only
     addresses: tuple[str, ...] = ()
+    probe_ms: int = 0
+
+    def join(self, chain_end: bytes) -> Join:
+        """The request for a seat with this hash chain."""
+        return Join(self.contract, chain_end, self.x0, self.probe_norm, self.addresses, self.probe_ms)
 
 
 @dataclass
@@ -54,8 +59,7 @@ class Seats:
         me, seat = self.desk.me, state.roster.seat(self.desk.me)
         if me in state.roster.banned or (seat is not None and not (seat.absent and state.round + 1 >= seat.returns_at)):
             return
-        m = self.membership
-        body = Join(m.contract, chain_end, m.x0, m.probe_norm, m.addresses)
+        body = self.membership.join(chain_end)
         self.desk.broadcast(self.desk.sign(self.desk.statement(body, prev=state.head, round=state.round)))
         self._admissions[me] = (Admission(me, chain_end), state.round + ASKED_ROUNDS)
 

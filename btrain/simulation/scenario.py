@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from btrain.adversary import Adversary, attack_name, get_adversary
+from btrain.adversary import attack_name, first_round, get_adversary
 from btrain.adversary.registry import RESTART_MID_ROUND
 from btrain.aggregation import get_rule
 from btrain.config import RunConfig
@@ -96,10 +96,9 @@ def cast_attackers(
         spec = specs.get(i)
         starts = attack_from
         if spec is not None:
-            behaviour = get_adversary(spec, coalition=coalition, attack_from=attack_from, seed=seed)
+            starts = first_round(spec, attack_from)
             if i in hostile:
-                behaviours[i] = behaviour
-            starts = behaviour.attack_from if isinstance(behaviour, Adversary) else attack_from
+                behaviours[i] = get_adversary(spec, coalition=coalition, attack_from=attack_from, seed=seed)
         cast.append(Part(key.public_key, i in hostile, spec, starts))
     return cast, behaviours
 

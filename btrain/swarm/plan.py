@@ -20,12 +20,13 @@ LOCAL_LISTEN = "/ip4/127.0.0.1/tcp/0"
 
 @dataclass(frozen=True)
 class PlannedPeer:
-    """One peer of a swarm. `attack` is None for an ordinary one."""
+    """One peer of a swarm. `attack` is None for an ordinary one; `attack_from` is the attack's first round."""
 
     name: str
     run_dir: Path
     peer_id: str
     attack: str | None
+    attack_from: int = 0
 
     @property
     def restarted(self) -> bool:
@@ -72,8 +73,8 @@ class SwarmPlan:
             raise ConfigError(f"--byzantine {byzantine}: name what they do with --attack, for example sign_flip")
         if attacks and not byzantine:
             raise ConfigError(f"--attack {attacks[0]}: say how many attack with --byzantine, at most {limit} here")
-        if attack_from > config.rounds:
-            raise ConfigError(f"--attack-from {attack_from}: the run ends after {config.rounds} rounds")
+        if attack_from >= config.rounds:
+            raise ConfigError(f"--attack-from {attack_from}: the run's last round is {config.rounds - 1}")
         chosen = sorted(random.Random(seed).sample(range(1, peers), byzantine))
         if run_dir is None:
             run_dir = config.local.run_dir.with_name(f"{config.local.run_dir.name}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -89,6 +90,12 @@ class SwarmPlan:
         if index not in self.attackers:
             return None
         return self.attacks[self.attackers.index(index) % len(self.attacks)]
+
+    def _starts(self, index: int) -> int:
+        from btrain.adversary import first_round  # loads torch, which the server of the peers loads meanwhile
+
+        attack = self.attack_of(index)
+        return self.attack_from if attack is None else first_round(attack, self.attack_from)
 
     def without_attackers(self) -> SwarmPlan:
         """The run to compare with: the same peers, all honest."""
@@ -110,7 +117,7 @@ class SwarmPlan:
                 folder = self.run_dir / f"peer-{index}"
                 folder.mkdir(parents=True)
                 peer_id = peer_id_text(create_key(folder / "identity.key").public_key)
-                planned.append(PlannedPeer(folder.name, folder, peer_id, self.attack_of(index)))
+                planned.append(PlannedPeer(folder.name, folder, peer_id, self.attack_of(index), self._starts(index)))
         except OSError as error:
             raise storage_error(self.run_dir, "be made", error) from error
         text = self.config_text()

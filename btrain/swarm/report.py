@@ -37,7 +37,7 @@ def report_of(plan: SwarmPlan, outcomes: Sequence[Outcome], wall_s: float) -> Re
     honest = [outcome for outcome in outcomes if not outcome.peer.byzantine]
     furthest = max(honest, key=lambda outcome: (outcome.founded, -1 if outcome.round is None else outcome.round))
     blocks, state = Record.open(furthest.peer.run_dir).replay()
-    cast = [Part(peer_id_bytes(o.peer.peer_id), o.peer.byzantine, o.peer.attack, plan.attack_from) for o in outcomes]
+    cast = [Part(peer_id_bytes(o.peer.peer_id), o.peer.byzantine, o.peer.attack, o.peer.attack_from) for o in outcomes]
     rows = peer_reports(cast, blocks, state, _evidence(honest))
     banned = {row.peer_id for row in rows if row.status == "banned"}
     finals = [o.finished for o in honest if o.finished is not None and o.peer.peer_id not in banned]

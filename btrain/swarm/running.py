@@ -104,11 +104,14 @@ def _exit_code(report: Report, swarm: Swarm) -> int:
 
 
 def check_attacks(plan: SwarmPlan) -> None:
-    """Raise ConfigError for an attack that is unknown or has a wrong option."""
-    from btrain.adversary import get_adversary
+    """Raise ConfigError for an attack that is unknown, has a wrong option or begins after the run's end."""
+    from btrain.adversary import first_round
 
     for attack in plan.attacks:
-        get_adversary(attack)
+        starts = first_round(attack, plan.attack_from)
+        if starts >= plan.config.rounds:
+            last = plan.config.rounds - 1
+            raise ConfigError(f"--attack {attack}: begins in round {starts}; the run's last is {last}")
 
 
 class Swarm:

@@ -133,6 +133,27 @@ def test_who_does_not_sign_makes_room_for_the_next() -> None:
     assert late.founded == a.founded or late.founded is not None
 
 
+def test_the_slowest_founder_decides_the_first_deadline() -> None:
+    wire = Wire(founder(0, probe_ms=30), founder(1, probe_ms=2500), founder(2, probe_ms=40))
+    wire.start()
+    assert {open_genesis(f.founded.genesis).compute_ms for f in wire.founders.values() if f.founded} == {2500}
+
+
+def test_a_genesis_that_leaves_us_too_little_time_is_not_signed() -> None:
+    slow, assembler = founder(1, count=2, probe_ms=2500), founder(0, count=2)
+    said = founder(1, count=2, probe_ms=249)  # what the assembler makes of our Join
+    wire = Wire(assembler)
+    wire.do(assembler, assembler.start(0))
+    slow.start(0)
+    said.start(0)
+    join = next(e.packet for e in said.connected(assembler.desk.me, 0) if isinstance(e, Send))
+    effects = assembler.packet(slow.desk.me, join, 0)
+    proposal = next(e.packet for e in effects if isinstance(e, Send))
+    with pytest.raises(InconsistentMessage, match="too little time"):
+        slow.packet(assembler.desk.me, proposal, 0)
+    assert said.packet(assembler.desk.me, proposal, 0) != []
+
+
 def test_a_genesis_without_our_join_or_of_another_contract_is_not_signed() -> None:
     me = founder(1)
     me.start(0)

@@ -11,6 +11,7 @@ from btrain.config import RunConfig, load, loads
 from btrain.errors import ConfigError
 from btrain.identity import peer_id_text, read_key
 from btrain.swarm.plan import LOCAL_LISTEN, SwarmPlan, prepared_names
+from btrain.swarm.running import check_attacks
 from btrain.templates import template
 
 
@@ -30,6 +31,19 @@ def test_attackers_take_the_attacks_in_turn() -> None:
     plan = SwarmPlan.new(config(), byzantine=3, attacks=("nan", "sign_flip:scale=10"), seed=1)
     assert [plan.attack_of(index) for index in plan.attackers] == ["nan", "sign_flip:scale=10", "nan"]
     assert sum(plan.attack_of(index) is None for index in range(8)) == 5
+
+
+def test_an_attack_begins_when_it_says_else_when_all_do(tmp_path: Path) -> None:
+    attacks = ("sign_flip:from=5", "nan", "restart_mid_round")
+    plan = SwarmPlan.new(config(), byzantine=3, attacks=attacks, attack_from=2, run_dir=tmp_path / "run")
+    starts = {peer.attack: peer.attack_from for peer in plan.prepare() if peer.attack}
+    assert starts == dict(zip(attacks, (5, 2, 2), strict=True))
+
+
+def test_an_attack_after_the_end_is_refused() -> None:
+    plan = SwarmPlan.new(config(8, "rounds=5"), byzantine=1, attacks=("nan:from=5",))
+    with pytest.raises(ConfigError, match="nan:from=5: begins in round 5; the run's last is 4"):
+        check_attacks(plan)
 
 
 @pytest.mark.parametrize(
