@@ -26,11 +26,7 @@ _OF_PROCESSES = (
     "peer/",
     "swarm/test_attacks.py",
     "swarm/test_processes.py",
-    "p2p/test_hostile.py",
-    "p2p/test_network.py",
     "p2p/test_processes.py",
-    "test_optimizer.py",
-    "test_run.py",
 )
 
 

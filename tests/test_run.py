@@ -22,7 +22,7 @@ from btrain.run import GradientMismatch, LoopError, Run
 BARE = """\
 run: loops
 rounds: 8
-deadlines: {message: 1s}
+deadlines: {message: 10s}  # nobody is late here, however busy the machine is
 local: {listen: /ip4/127.0.0.1/tcp/0}
 """
 FULL = (

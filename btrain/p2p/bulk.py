@@ -100,6 +100,12 @@ class BulkConnection:
         self._finishing = True
         self.wake()
 
+    def release(self) -> None:
+        """Close the sockets, if the thread has not run or has ended; more than once is harmless."""
+        self._tls.close()
+        for end in self._wakers:
+            end.close()
+
     def run(self) -> None:
         """Serve until closed by `close`, or in order by either side; raises LinkLost or PeerViolation."""
         thread = threading.current_thread()
@@ -113,9 +119,7 @@ class BulkConnection:
         finally:
             thread.name = borrowed
             self._receiver.release()
-            self._tls.close()
-            for end in self._wakers:
-                end.close()
+            self.release()
 
     def _serve(self) -> None:
         clock = _Progress(self._limits, time.monotonic())

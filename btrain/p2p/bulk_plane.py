@@ -118,6 +118,7 @@ class BulkPlane:
                 error = await trio.to_thread.run_sync(_error_of, connection.run, limiter=self._threads)
                 nursery.cancel_scope.cancel()
         finally:
+            connection.release()  # cancelled before there was a thread
             link.bulk_ended.set()
         if error is None:  # a farewell: what else was sent on the control stream is still to arrive
             await trio.sleep(self._limits.close_s)

@@ -82,6 +82,11 @@ class Rate:
         self._tokens -= 1.0
         return True
 
+    def spare(self, now: float) -> float:
+        """The share of the burst that is saved up; below 0 while a unit is owed."""
+        self._refill(now)
+        return self._tokens / self._burst if self._burst else 0.0
+
     def _refill(self, now: float) -> None:
         self._tokens = min(self._burst, self._tokens + (now - self._then) * self._per_s)
         self._then = now

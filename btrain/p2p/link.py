@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _BATCH_BYTES = 60 * KIB  # a little less than what one Yamux frame and one Noise message carry
 _FRAMES_PER_TURN = 64
+_RECOVERED = 0.125  # of its burst that a peer has saved up again when it is no longer slowed down
 
 
 class ByteStream(Protocol):
@@ -147,8 +148,9 @@ class Link:
         """Slow a peer down to its rate; raises PeerViolation when it has not taken the hint for `flood_s`."""
         now = trio.current_time()
         wait_s = self._rate.take(now)
-        if wait_s == 0.0:
+        if self._rate.spare(now) > _RECOVERED:
             self._slow_since = None
+        if wait_s == 0.0:
             return
         if self._slow_since is None:
             self._slow_since = now

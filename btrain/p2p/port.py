@@ -94,6 +94,9 @@ class OnePort:
         except Exception:
             logger.exception("an inbound connection failed")
             stream.socket.close()
+        except BaseException:  # this peer ends
+            stream.socket.close()
+            raise
         finally:
             self._pending.pop(scope, None)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
-import os
+import random
 import ssl
 import struct
 from dataclasses import replace
@@ -26,6 +27,7 @@ from btrain.p2p.frames import Kind, frame
 
 MULTISTREAM = b"\x13/multistream/1.0.0\n"
 CLIENT_HELLO_START = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+NOISE = random.Random(0).randbytes(70_000)
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +47,14 @@ async def until_closed(stream: trio.SocketStream) -> None:
     [
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x00" * 100,
-        CLIENT_HELLO_START + os.urandom(600),
+        CLIENT_HELLO_START + NOISE[:600],
         b"\x16" * 1000,
         MULTISTREAM + b"\x03\xff\xfe\n",
-        MULTISTREAM + b"\x07/noise\n" + b"\xff\xff" + os.urandom(70_000),
-        MULTISTREAM + b"\x07/noise\n" + b"\x00\x20" + os.urandom(32) + b"\x00\x40" + os.urandom(64),
+        MULTISTREAM + b"\x07/noise\n" + b"\xff\xff" + NOISE,
+        MULTISTREAM + b"\x07/noise\n" + b"\x00\x20" + NOISE[:32] + b"\x00\x40" + NOISE[:64],
         MULTISTREAM + b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f",
         MULTISTREAM + b"\x04xyz\n" * 20_000,
-        b"\x13" + os.urandom(200),
+        b"\x13" + NOISE[:200],
     ],
     ids=[
         "http",
@@ -69,7 +71,8 @@ async def until_closed(stream: trio.SocketStream) -> None:
 )
 def test_junk_on_the_port_closes_that_connection_only(lab: Any, junk: bytes) -> None:
     async def test() -> None:
-        async with lab.pair() as ((a, heard_a), (b, _)):
+        limits = replace(lab.limits, handshake_s=3.0)  # some junk could still become something
+        async with lab.pair(limits=limits) as ((a, heard_a), (b, _)):
             stream = await lab.raw(a)
             with contextlib.suppress(trio.BrokenResourceError):
                 await stream.send_all(junk)
@@ -85,7 +88,7 @@ def test_junk_on_the_port_closes_that_connection_only(lab: Any, junk: bytes) -> 
 @pytest.mark.parametrize("opening", [b"", MULTISTREAM, CLIENT_HELLO_START], ids=["nothing", "libp2p", "tls"])
 def test_a_connection_that_falls_silent_is_closed_at_the_deadline(lab: Any, opening: bytes) -> None:
     async def test() -> None:
-        async with lab.network() as (a, _):
+        async with lab.network(limits=lab.hasty) as (a, _):
             stream = await lab.raw(a)
             await stream.send_all(opening)
             await until_closed(stream)
@@ -96,15 +99,13 @@ def test_a_connection_that_falls_silent_is_closed_at_the_deadline(lab: Any, open
 
 def test_dripping_bytes_do_not_extend_the_deadline(lab: Any) -> None:
     async def test() -> None:
-        async with lab.network() as (a, _):
+        async with lab.network(limits=lab.hasty) as (a, _):
             stream = await lab.raw(a)
-            begin = trio.current_time()
-            with contextlib.suppress(trio.BrokenResourceError):
-                for byte in MULTISTREAM * 10:
+            with contextlib.suppress(trio.BrokenResourceError):  # it is closed: else this would go on for ever
+                for byte in itertools.cycle(MULTISTREAM):
                     await stream.send_all(bytes([byte]))
                     await trio.sleep(0.1)
             await stream.aclose()
-            assert trio.current_time() - begin < 2 * lab.limits.handshake_s
 
     lab.run(test)
 
@@ -142,7 +143,7 @@ def test_a_host_that_connects_without_end_is_refused(lab: Any) -> None:
 
 def test_strangers_are_bounded_and_make_room_after_a_while(lab: Any) -> None:
     async def test() -> None:
-        limits = replace(lab.limits, strangers_max=2, stranger_s=0.5, heartbeat_s=10.0)
+        limits = replace(lab.limits, strangers_max=2, stranger_s=0.5)
         async with (
             lab.network(limits=limits) as (a, heard),
             lab.impostor(a) as one,
@@ -191,7 +192,7 @@ def test_a_member_finds_room_among_strangers(lab: Any) -> None:
 def test_an_illegal_frame_is_told_and_keeps_its_sender_away_for_a_while(lab: Any, sent: bytes, reason: str) -> None:
     async def test() -> None:
         key = SigningKey.generate()
-        async with lab.pair() as ((a, heard), _):
+        async with lab.pair(limits=replace(lab.limits, quarantine_s=1000.0)) as ((a, heard), (b, _)):
             async with lab.impostor(a, key) as impostor:
                 await impostor.greet()
                 await impostor.channel.write(sent)
@@ -199,10 +200,23 @@ def test_an_illegal_frame_is_told_and_keeps_its_sender_away_for_a_while(lab: Any
                 await heard.until("disconnected")
             async with lab.impostor(a, key) as impostor:
                 assert await impostor.greet() == Kind.REFUSE
+            assert a.peers == [b.peer]
+
+    lab.run(test)
+
+
+def test_who_was_kept_away_may_return_after_a_while(lab: Any) -> None:
+    async def test() -> None:
+        key = SigningKey.generate()
+        async with lab.network() as (a, heard):
+            async with lab.impostor(a, key) as impostor:
+                await impostor.greet()
+                await impostor.channel.write(b"\xff\x00\x00\x00")
+                await heard.until("misbehaved")
+                await heard.until("disconnected")
             await trio.sleep(lab.limits.quarantine_s)
             async with lab.impostor(a, key) as impostor:
                 assert await impostor.greet() == Kind.HELLO
-            assert len(a.peers) >= 1
 
     lab.run(test)
 
@@ -292,7 +306,7 @@ def test_a_peer_that_opens_many_streams_loses_its_connection(lab: Any) -> None:
 def test_a_peer_that_reads_nothing_is_dropped(lab: Any) -> None:
     async def test() -> None:
         key = SigningKey.generate()
-        limits = replace(lab.limits, write_s=0.5, heartbeat_s=10.0)
+        limits = replace(lab.limits, write_s=0.5, heartbeat_s=100.0)
         async with lab.network(limits=limits) as (a, heard), lab.impostor(a, key) as impostor:
             await impostor.greet()
             await heard.until("connected")
@@ -305,7 +319,8 @@ def test_a_peer_that_reads_nothing_is_dropped(lab: Any) -> None:
 
 def test_a_silent_peer_is_dropped_and_not_accused(lab: Any) -> None:
     async def test() -> None:
-        async with lab.network() as (a, heard), lab.impostor(a) as impostor:
+        limits = replace(lab.limits, heartbeat_s=0.2)
+        async with lab.network(limits=limits) as (a, heard), lab.impostor(a) as impostor:
             await impostor.greet()
             assert "silent" in await heard.until("disconnected")
             assert not heard.all("misbehaved")
@@ -373,7 +388,7 @@ def test_illegal_bulk_frames_and_blobs_that_do_not_hash_are_told(lab: Any, sent:
 def test_a_blob_that_crawls_ends_the_link_without_blame(lab: Any) -> None:
     async def test() -> None:
         key = SigningKey.generate()
-        async with lab.network(limits=replace(lab.limits, stall_s=0.3, heartbeat_s=10.0)) as (a, heard):
+        async with lab.network(limits=replace(lab.limits, stall_s=0.3, heartbeat_s=100.0)) as (a, heard):
             a.set_members([key.public_key])
             async with lab.impostor(a, key) as impostor:
                 await impostor.greet()

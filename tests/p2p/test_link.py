@@ -150,6 +150,35 @@ def test_a_sender_at_its_rate_stays_and_one_above_it_goes(pause_s: float, droppe
     assert isinstance(error, PeerViolation) == dropped
 
 
+def test_a_flood_is_one_though_this_process_wakes_up_late() -> None:
+    """Every wait of 10 ms takes 30 ms, so that two messages pass without any."""
+    limits = replace(LIMITS, stranger_messages_per_s_max=100.0, burst_s=1.0, flood_s=3.0)
+
+    async def test(wire: Wire, link: Link, clock: Any) -> None:
+        await wire.put.send(frame(Kind.MESSAGE, b"x") * 1000)
+        for _ in range(200):
+            await trio.sleep(0.01)
+            clock.jump(0.02)
+        link.fail(LinkLost("enough"))
+
+    assert isinstance(run(test, limits)[0], PeerViolation)
+
+
+def test_who_pauses_after_a_burst_is_no_flood() -> None:
+    limits = replace(LIMITS, stranger_messages_per_s_max=100.0, burst_s=1.0, flood_s=3.0)
+
+    async def test(wire: Wire, link: Link, clock: Any) -> None:
+        for _ in range(20):
+            await wire.put.send(frame(Kind.MESSAGE, b"x") * 60)
+            await trio.sleep(0.6)
+        for _ in range(10):
+            await wire.put.send(frame(Kind.MESSAGE, b"x") * 120)
+            await trio.sleep(1.4)
+        link.fail(LinkLost("enough"))
+
+    assert str(run(test, limits)[0]) == "enough"
+
+
 def test_a_violation_of_the_channel_is_one_of_the_link() -> None:
     async def test(wire: Wire, link: Link, clock: Any) -> None:
         wire.accused.set()

@@ -33,14 +33,12 @@ def process(key: SigningKey, member: bytes, address: str) -> Iterator[subprocess
 def test_kill_minus_nine_is_noticed_at_once_and_a_restarted_peer_is_back(lab: Any) -> None:
     async def test() -> None:
         key = SigningKey.generate()
-        async with lab.network(limits=replace(lab.limits, heartbeat_s=2.0)) as (a, heard):
+        async with lab.network(limits=replace(lab.limits, heartbeat_s=1000.0)) as (a, heard):
             a.set_members([key.public_key])
             with process(key, a.peer, a.addresses[0]) as running:
                 await heard.until("connected")
-                begin = trio.current_time()
                 running.kill()
-                await heard.until("disconnected")
-                assert trio.current_time() - begin < 2.0
+                assert "silent" not in await heard.until("disconnected")
             with process(key, a.peer, a.addresses[0]):
                 await heard.until("connected", 2)
                 a.send_control(key.public_key, b"echo")
@@ -60,9 +58,7 @@ def test_a_frozen_peer_is_noticed_and_returns_when_it_thaws(lab: Any) -> None:
                 a.send_control(key.public_key, b"blob 1")
                 await heard.until("blob")
                 running.send_signal(signal.SIGSTOP)
-                begin = trio.current_time()
                 assert "silent" in await heard.until("disconnected")
-                assert trio.current_time() - begin < 4.0
                 running.send_signal(signal.SIGCONT)
                 await heard.until("connected", 2)
                 a.send_control(key.public_key, b"awake")
@@ -75,7 +71,7 @@ def test_a_frozen_peer_is_noticed_and_returns_when_it_thaws(lab: Any) -> None:
 def test_a_large_blob_crosses_both_ways_and_the_peer_leaves_in_order(lab: Any) -> None:
     async def test() -> None:
         key = SigningKey.generate()
-        async with lab.network(limits=replace(lab.limits, heartbeat_s=2.0)) as (a, heard):
+        async with lab.network() as (a, heard):
             a.set_members([key.public_key])
             with process(key, a.peer, a.addresses[0]) as running:
                 await heard.until("connected")
