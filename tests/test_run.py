@@ -22,7 +22,7 @@ from btrain.run import GradientMismatch, LoopError, Run
 BARE = """\
 run: loops
 rounds: 8
-deadlines: {message: 10s}  # nobody is late here, however busy the machine is
+deadlines: {message: 1s}
 local: {listen: /ip4/127.0.0.1/tcp/0}
 """
 FULL = (
@@ -35,6 +35,9 @@ batch_size: 8
 eval: {every: 4, samples: 32}
 """
 )
+
+
+PATIENT = FULL.replace("message: 1s", "message: 10s")  # nobody is late, however busy the machine is
 
 
 class SmoothedTask:
@@ -98,7 +101,7 @@ def in_threads(town: list[Callable[[], None]]) -> None:
 def test_three_loops_with_a_model_and_a_task_of_their_own(tmp_path: Path) -> None:
     task = SmoothedTask()
     listening = threading.Event()
-    first = make(tmp_path / "0", peers=3, task=task, model=own_model())
+    first = make(tmp_path / "0", PATIENT, peers=3, task=task, model=own_model())
     first._listener = lambda event: (first.events.append(event), event["event"] == "started" and listening.set())  # type: ignore[attr-defined,assignment,func-returns-value]
     runs = [first]
     models = [own_model() for _ in range(3)]  # not in the threads: torch's generator belongs to all of them
@@ -106,7 +109,7 @@ def test_three_loops_with_a_model_and_a_task_of_their_own(tmp_path: Path) -> Non
     def join(index: int) -> None:
         assert listening.wait(60)
         address = happened(first, "started")[0]["addresses"][0]
-        run = make(tmp_path / str(index), peers=3, task=task, model=models[index], join=(address,))
+        run = make(tmp_path / str(index), PATIENT, peers=3, task=task, model=models[index], join=(address,))
         runs.append(run)
         loop(run, run.model, task)
 
