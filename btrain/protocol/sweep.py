@@ -2,6 +2,9 @@
 
 Each is audited by b + 1 members that the block's own randomness draws, one of them honest, so that everybody who
 cheated in s is proven, whatever he does now. Who must audit what, and who may accuse whom, follows from the ledger.
+
+Who validated in s sent no gradient in it. With probability b / n it is one of the coalition, and would take as long to
+find as the first one did. So round s + 1 is swept too: it worked there, unless it was drawn twice.
 """
 
 from __future__ import annotations
@@ -79,14 +82,17 @@ def sweeps_after(
 ) -> tuple[Sweep, ...]:
     """The sweeps that are open or whose round is still in custody, once the block of `round` has banned.
 
-    A round is swept once: what a sweep proves of its own round opens no other. Every sweep costs the attackers a seat,
-    so a run has at most as many as bans. roster: as the block leaves it. custody: how old a proven cheat may be.
+    A round is swept once: what a sweep proves of its own round opens no other. Every pair of sweeps costs the attackers
+    a seat, so a run has at most two for each ban. roster: as the block leaves it. custody: how old a proven cheat may
+    be.
     """
     kept = [sweep for sweep in sweeps if round <= max(sweep.closes, sweep.round + custody)]
     known = {sweep.round for sweep in kept}
     recent = range(max(1, round - custody), round + 1)
     proven = {ban.round for ban in bans if ban.deed in CHEATS and ban.round in recent}
-    for of in sorted(proven - known):
+    fresh = proven - known
+    followed = {of + 1 for of in fresh if of < round}
+    for of in sorted(fresh | followed - known):
         able = tuple(s.peer for s in roster.seats if not s.absent and not s.barred and s.present_since <= of)
         kept.append(Sweep(run, of, round, round + SWEEP_ROUNDS, randomness, able, roster.faulty_max + 1))
     return tuple(kept)

@@ -43,7 +43,7 @@ def ban(deed: str, round: int) -> Ban:
 
 
 def test_b_plus_one_others_audit_every_gradient_and_every_part() -> None:
-    (sweep,) = after([ban("wrong_gradient", 7)])
+    sweep, _ = after([ban("wrong_gradient", 7)])
     assert sweep.auditors == 4
     for worker in PEERS:
         drawn = sweep.auditors_of(worker)
@@ -55,7 +55,7 @@ def test_b_plus_one_others_audit_every_gradient_and_every_part() -> None:
 
 
 def test_everybody_audits_what_he_is_drawn_for_the_most_urgent_first() -> None:
-    (sweep,) = after([ban("wrong_gradient", 7)])
+    sweep, _ = after([ban("wrong_gradient", 7)])
     first = [sweep.gradients_for(me, PEERS) for me in PEERS]
     assert sum(len(mine) for mine in first) == 4 * len(PEERS)
     for me, mine in zip(PEERS, first, strict=True):
@@ -76,15 +76,23 @@ def test_neither_round_nought_nor_the_future_nor_what_is_out_of_custody_is_swept
 
 def test_a_round_is_swept_once() -> None:
     opened = after([ban("wrong_gradient", 7), ban("wrong_reduction", 7), ban("illegal_encoding", 8)])
-    assert [(s.round, s.opened, s.closes) for s in opened] == [(7, 9, 9 + SWEEP_ROUNDS), (8, 9, 9 + SWEEP_ROUNDS)]
+    assert [(s.round, s.opened, s.closes) for s in opened] == [(of, 9, 9 + SWEEP_ROUNDS) for of in (7, 8, 9)]
     assert after([ban("wrong_gradient", 7)], sweeps=opened, round=11) == opened
+    assert after([ban("wrong_gradient", 8)], sweeps=opened, round=11) == opened
     assert after([], sweeps=opened, round=26) == ()
+
+
+def test_the_next_round_is_swept_for_those_who_validated_unless_it_is_still_open() -> None:
+    assert [s.round for s in after([ban("wrong_gradient", 7)])] == [7, 8]
+    assert [s.round for s in after([ban("illegal_encoding", 9)])] == [9]
+    first = after([ban("wrong_gradient", 7)])
+    assert [s.round for s in after([ban("wrong_gradient", 9)], sweeps=first, round=11)] == [7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("first", [{"absent": True}, {"barred": True}, {"present_since": 8}])
 def test_who_cannot_know_or_is_not_to_be_trusted_is_not_drawn(first: dict[str, Any]) -> None:
     seats = roster(**first)
-    (sweep,) = after([ban("wrong_gradient", 7)], at=seats)
+    sweep, _ = after([ban("wrong_gradient", 7)], at=seats)
     assert sweep.members == seats.members[1:]
 
 
@@ -144,13 +152,14 @@ def test_seven_of_sixteen_are_banned_within_a_few_rounds_of_the_first_proof(run:
 
 
 def proven_round(run: Run, sweep: bool) -> tuple[set[bytes], set[bytes]]:
-    """Who cheated in the round of the first proof, and who is banned 12 rounds later."""
+    """Who cheated in the round of the first proof or in the next one, and who is banned 12 rounds later."""
     attackers = (1, 3, 6)
     world = run.world(8, 16, seed=1, byzantine={i: Reversed() for i in attackers}, sweep=sweep)
     world.run(16, 400 * SECOND)
     bans, blocks = run.bans(world), world.blocks(world.honest[0])
     of = min(of for _, of, _ in bans.values())
-    return set(blocks[of].contributors) & {world.keys[i].public_key for i in attackers}, set(bans)
+    worked = {*blocks[of].contributors, *blocks[of + 1].contributors}
+    return worked & {world.keys[i].public_key for i in attackers}, set(bans)
 
 
 def test_whoever_cheated_in_the_round_is_proven_though_he_is_honest_ever_since(run: Run) -> None:
