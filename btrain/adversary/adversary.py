@@ -6,7 +6,7 @@ Legend: H honest workers of a round, d parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,23 +22,29 @@ if TYPE_CHECKING:
 INNOCENT: Final = 0
 GUILTY: Final = 1
 
+Outcome: TypeAlias = Literal["banned", "absent", "bounded"]
+"""What becomes of an attacker: it is banned, or loses its seat for silence, or neither and its damage is bounded."""
+
 
 @dataclass
 class Adversary(Behaviour):
     """An attacker that is honest in every round in which it does not attack, but never convicts a friend.
 
     coalition: the attackers, itself included. seed: what they share and nobody else knows. attack_from: the first round
-    of the attack. every: attack in every so many rounds only.
+    of the attack. every, on: attack in the first `on` of every so many rounds only.
     """
+
+    outcome: ClassVar[Outcome] = "bounded"
 
     coalition: frozenset[PeerId] = field(default=frozenset(), kw_only=True)
     seed: int = field(default=0, kw_only=True)
     attack_from: int = field(default=0, kw_only=True)
     every: int = field(default=1, kw_only=True)
+    on: int = field(default=1, kw_only=True)
 
     def attacks(self, round: int) -> bool:
         """Whether this round is one of the attack."""
-        return round >= self.attack_from and (round - self.attack_from) % max(1, self.every) == 0
+        return round >= self.attack_from and (round - self.attack_from) % max(1, self.every) < self.on
 
     def honest_workers(self, round: Round) -> list[PeerId]:
         """Workers outside the coalition, in member order."""

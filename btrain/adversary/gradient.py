@@ -22,6 +22,7 @@ class SignFlip(Adversary):
     """-scale times the own gradient."""
 
     name = "sign_flip"
+    outcome = "banned"
     scale: float = 1000.0
 
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
@@ -34,6 +35,7 @@ class RandomDirection(Adversary):
     """All attackers push in one constant direction that they drew from their common seed."""
 
     name = "random_direction"
+    outcome = "banned"
     scale: float = 1000.0
 
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
@@ -49,6 +51,7 @@ class LabelFlip(Adversary):
     """The gradient of flipped labels: class y becomes classes - 1 - y, a token the next one."""
 
     name = "label_flip"
+    outcome = "banned"
 
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
         """float32 [d]."""
@@ -61,6 +64,7 @@ class FreeRider(Adversary):
     """Never computes: commits to zeros, the cheapest gradient and one that no statistic points at."""
 
     name = "free_rider"
+    outcome = "banned"
 
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
         """float32 [d]."""
@@ -72,6 +76,7 @@ class Delayed(Adversary):
     """The own gradient of `delay` rounds ago (1000 in BTARD); the oldest there is until so many are kept."""
 
     name = "delayed"
+    outcome = "banned"
     delay: int = 1000
     _kept: deque[Tensor] = field(default_factory=deque, init=False, repr=False)
 

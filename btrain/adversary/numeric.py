@@ -46,6 +46,7 @@ class NanScale(Encoding):
     """A scale that is no number: illegal, so the commitment proves it."""
 
     name = "nan"
+    outcome = "banned"
 
     def forge(self, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> None:
         """The first block."""
@@ -57,6 +58,7 @@ class InfiniteScale(Encoding):
     """An infinite scale: illegal."""
 
     name = "inf"
+    outcome = "banned"
 
     def forge(self, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> None:
         """The first block."""
@@ -68,6 +70,7 @@ class MinusOneTwentyEight(Encoding):
     """The code -128, which the symmetric code does not have: illegal."""
 
     name = "minus_128"
+    outcome = "banned"
 
     def forge(self, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> None:
         """The first code."""
@@ -79,6 +82,7 @@ class DenormalScale(Encoding):
     """A subnormal scale, which machines that flush to zero read otherwise: illegal."""
 
     name = "denormal"
+    outcome = "banned"
 
     def forge(self, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> None:
         """The first block."""
@@ -90,6 +94,7 @@ class ForgedScale(Encoding):
     """The codes of the true gradient under scales that are `factor` times too large: legal, and wrong."""
 
     name = "forged_scale"
+    outcome = "banned"
     factor: float = 1000.0
 
     def forge(self, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> None:
@@ -102,6 +107,7 @@ class Huge(Adversary):
     """Every number 1e38 large, signs against the own gradient: legal, and beyond what fp32 sums can hold."""
 
     name = "huge"
+    outcome = "banned"
 
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
         """float32 [d]."""

@@ -35,6 +35,7 @@ class InnerProduct(Adversary):
     """IPM (Xie et al. 2020): -epsilon * mu, so that the aggregate points away from the true gradient."""
 
     name = "ipm"
+    outcome = "banned"
     epsilon: float = 0.6
 
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
@@ -47,6 +48,7 @@ class LittleIsEnough(Adversary):
     """ALIE (Baruch et al. 2019): mu - z * sigma, inside what honest noise could be. z = 0: the paper's z_max."""
 
     name = "alie"
+    outcome = "banned"
     z: float = 0.0
 
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
@@ -69,6 +71,7 @@ class MinMax(Adversary):
     """Min-Max (Shejwalkar and Houmansadr 2021): mu - gamma * sigma, as far out as the furthest honest pair allows."""
 
     name = "min_max"
+    outcome = "banned"
 
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
         """float32 [d]."""
@@ -91,6 +94,7 @@ class RelocatedOrthogonal(Adversary):
     """
 
     name = "rop"
+    outcome = "banned"
     z: float = 1.0
     _reference: Tensor | None = field(default=None, init=False, repr=False)
 
@@ -111,6 +115,7 @@ class Mimic(Adversary):
     """Mimic (Karimireddy et al. 2022): all copy the first honest worker, so that its noise outweighs the rest."""
 
     name = "mimic"
+    outcome = "banned"
 
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
         """float32 [d]."""

@@ -1,21 +1,26 @@
-"""Attackers by name, as the command line names them: NAME[:key=value,...]."""
+"""Attackers by name, as the command line names them: NAME[:key=value,...], or several of them joined by `+`."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from btrain.adversary import aggregator, gradient, history, numeric, omniscient, sender, validator
+from btrain.adversary import aggregator, gradient, history, numeric, omniscient, sender, signer, validator
 from btrain.adversary.adversary import Adversary
+from btrain.adversary.mixed import Mixed
 from btrain.errors import ConfigError
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.encoding import PeerId
 
 RESTART_MID_ROUND = "restart_mid_round"
-"""No behaviour: an honest peer that the harness kills and starts again."""
+KILL = "kill"
+BROKEN_LINK = "broken_link"
+HONEST = (RESTART_MID_ROUND, KILL, BROKEN_LINK)
+"""No behaviours: honest peers that the harness kills and starts again, kills for good, or cuts off from one other."""
 
 _CLASSES: tuple[type[Adversary], ...] = (
     gradient.SignFlip,
@@ -36,14 +41,17 @@ _CLASSES: tuple[type[Adversary], ...] = (
     numeric.MinusOneTwentyEight,
     numeric.DenormalScale,
     aggregator.WrongReduce,
-    sender.Equivocate,
-    sender.DoubleVote,
+    aggregator.DropContributor,
+    signer.Equivocate,
+    signer.DoubleVote,
+    signer.BadProposal,
     sender.EdgeLate,
     sender.SelectiveSend,
     sender.AbortLink,
     sender.WithholdPart,
     sender.Freeze,
     sender.Garbage,
+    sender.Oversize,
     sender.Flood,
     sender.Replay,
     history.StatePoison,
@@ -54,33 +62,49 @@ _CLASSES: tuple[type[Adversary], ...] = (
 )
 _BY_NAME = {adversary.name: adversary for adversary in _CLASSES}
 _FROM = "from"  # the command line's word for attack_from
+_JOINT = re.compile(r"\+(?=\s*[a-z_])")  # the + of 1e+5 joins nothing
 
 
 def adversary_names() -> tuple[str, ...]:
     """Every name that `get_adversary` knows."""
-    return (*_BY_NAME, RESTART_MID_ROUND)
+    return (*_BY_NAME, *HONEST)
+
+
+def adversary_class(name: str) -> type[Adversary] | None:
+    """The class of a name, None for an honest peer with a fate."""
+    return _BY_NAME.get(name)
 
 
 def attack_name(spec: str) -> str:
-    """The attack's name without its options. Raises ConfigError for an unknown one."""
-    name = spec.partition(":")[0].strip()
-    if name not in adversary_names():
-        raise ConfigError(f"attack {name!r}: unknown; {_nearest(name, adversary_names())}")
-    return name
+    """The attack's name without its options, joined names for a mixture. Raises ConfigError for an unknown one."""
+    names = [part.partition(":")[0].strip() for part in _JOINT.split(spec)]
+    for name in names:
+        if name not in adversary_names():
+            raise ConfigError(f"attack {name!r}: unknown; {_nearest(name, adversary_names())}")
+        if name in HONEST and len(names) > 1:
+            raise ConfigError(f"attack {spec!r}: {name} is what happens to an honest peer, it mixes with nothing")
+    return "+".join(names)
 
 
 def get_adversary(
     spec: str, *, coalition: frozenset[PeerId] = frozenset(), attack_from: int = 0, seed: int = 0
 ) -> Behaviour:
-    """The behaviour of an attacker given as NAME[:key=value,...].
+    """The behaviour of an attacker given as NAME[:key=value,...], or as several of them joined by `+`.
 
     coalition: all attackers, by peer id. attack_from: the first round of the attack, unless the option `from` says
-    otherwise. seed: what the attackers share. Every attack has the options `from` and `every` (attack in every so many
-    rounds). Raises ConfigError naming the nearest valid name or key.
+    otherwise. seed: what the attackers share. Every attack has the options `from`, `every` and `on` (attack in the
+    first `on` of every so many rounds). Raises ConfigError naming the nearest valid name or key.
     """
+    attack_name(spec)
+    behaviours = [_single(part, coalition, attack_from, seed) for part in _JOINT.split(spec)]
+    adversaries = [behaviour for behaviour in behaviours if isinstance(behaviour, Adversary)]
+    return behaviours[0] if len(behaviours) == 1 else Mixed(adversaries)
+
+
+def _single(spec: str, coalition: frozenset[PeerId], attack_from: int, seed: int) -> Behaviour:
     name, _, text = spec.partition(":")
     name = attack_name(name)
-    if name == RESTART_MID_ROUND:
+    if name in HONEST:
         _options(name, text, {})
         return Behaviour()
     adversary = _BY_NAME[name]
@@ -127,7 +151,7 @@ def _value(place: str, text: str, field: dataclasses.Field[Any]) -> Any:
         number = int(text) if whole else float(text)
     except ValueError:
         number = math.nan
-    least = 1 if field.name == "every" else 0
+    least = 1 if field.name in ("every", "on") else 0
     if not math.isfinite(number) or (whole and number < least):
         raise ConfigError(
             f"{place}: expected {f'a whole number from {least} on' if whole else 'a finite number'}, got {text!r}"

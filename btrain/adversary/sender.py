@@ -7,14 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from btrain.adversary.adversary import Adversary
-from btrain.protocol.agreement_messages import Final, Vote
 from btrain.protocol.decisions import CONTRIBUTORS
 from btrain.protocol.effects import Effect, PushBlob, PutBlob, Send
-from btrain.protocol.encoding import PeerId, digest, encode
-from btrain.protocol.messages import Commit, Message, Result, Reveal, sign
+from btrain.protocol.encoding import PeerId, digest
+from btrain.protocol.messages import ENVELOPE_BYTES_MAX, Commit, Message, Reveal
 from btrain.protocol.packets import PACKET_BYTES_MAX, Envelopes, decode_packet, encode_packet
 
 if TYPE_CHECKING:
@@ -27,47 +24,6 @@ KEPT_PACKETS = 256
 def others(round: Round) -> list[PeerId]:
     """All other members, in member order."""
     return [peer for peer in round.roster.members if peer != round.me]
-
-
-@dataclass
-class Equivocate(Adversary):
-    """Signs two statements of one kind for one slot and shows one to each half of the members."""
-
-    name = "equivocate"
-    kind: str = field(default="commit", metadata={"choices": ("commit", "result", "reveal", "vote", "final")})
-
-    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
-        """Send a statement, or two."""
-        if not self.attacks(round.round) or message.statement.kind != self.kind:
-            desk.broadcast(message)
-            return
-        second = sign(desk.key, msgspec.structs.replace(message.statement, body=encode(self._other(message))))
-        for position, peer in enumerate(others(round)):
-            desk.send(Envelopes(((second if position % 2 else message).data,)), peer)
-
-    def _other(self, message: Message) -> msgspec.Struct:
-        """Another body of the same kind."""
-        body = message.body
-        match body:
-            case Commit():
-                return msgspec.structs.replace(body, compute_ms=body.compute_ms + 1)
-            case Result():
-                return msgspec.structs.replace(body, hash=digest(body.hash))
-            case Reveal():
-                return Reveal(digest(body.link + b"other"))
-            case Vote():
-                return Vote(body.attempt, digest(body.digest))
-            case Final():
-                return Final(digest(body.digest))
-        raise AssertionError(self.kind)
-
-
-@dataclass
-class DoubleVote(Equivocate):
-    """Votes for two values in one attempt."""
-
-    name = "double_vote"
-    kind: str = field(default="vote", init=False)
 
 
 @dataclass
@@ -102,6 +58,7 @@ class EdgeLate(Withholding):
     """
 
     name = "edge_late"
+    outcome = "absent"
     few: int = 1
     late: float = 6.0
 
@@ -143,6 +100,7 @@ class AbortLink(Withholding):
     """Never opens its link: it would choose between two values of r[t] if that were worth anything."""
 
     name = "abort_link"
+    outcome = "absent"
 
     def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
         """Send a statement unless it opens the link."""
@@ -178,6 +136,7 @@ class Freeze(Adversary):
     """Falls silent. It cannot be told from a crash, so it is no crime: it costs the seat."""
 
     name = "freeze"
+    outcome = "absent"
 
     def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
         """Nothing is sent."""
@@ -204,14 +163,27 @@ class OncePerRound(Adversary):
 
 @dataclass
 class Garbage(OncePerRound):
-    """Bytes that are no message, one packet too long for a frame among them."""
+    """Bytes that are no message."""
 
     name = "garbage"
 
     def additions(self, round: int) -> Iterable[Effect]:
-        """Nonsense."""
+        """Nonsense, and the beginning of a packet."""
         yield Send(b"\xc1" * (1 + round % 100))
+        yield Send(encode_packet(Envelopes((b"",)))[:-1])
+
+
+@dataclass
+class Oversize(OncePerRound):
+    """What is longer than anything may be: a packet, an envelope, a list of envelopes."""
+
+    name = "oversize"
+
+    def additions(self, round: int) -> Iterable[Effect]:
+        """All three."""
         yield Send(bytes(PACKET_BYTES_MAX + 1))
+        yield Send(encode_packet(Envelopes((bytes(ENVELOPE_BYTES_MAX + 1),))))
+        yield Send(encode_packet(Envelopes((b"",) * 1000)))
 
 
 @dataclass

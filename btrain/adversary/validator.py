@@ -21,6 +21,7 @@ class FalseAccuse(Adversary):
     """As validator accuses whomever it audits. With `charge` it also charges honest workers on nothing."""
 
     name = "false_accuse"
+    outcome = "banned"
     charge: bool = False
 
     def accuses(self, check: GradientCheck, tolerance: float) -> bool:

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from btrain.adversary import attack_name, first_round, get_adversary
-from btrain.adversary.registry import RESTART_MID_ROUND
+from btrain.adversary.registry import BROKEN_LINK, HONEST, KILL, RESTART_MID_ROUND
 from btrain.aggregation import get_rule
 from btrain.config import RunConfig
 from btrain.errors import ConfigError
@@ -21,7 +21,7 @@ from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.ledger import Block, Charter, LedgerState
 from btrain.protocol.quorum import byzantine_limit, validators_max
 from btrain.simulation.faults import Faults
-from btrain.simulation.heap import LinkPlan
+from btrain.simulation.heap import Cut, LinkPlan, NetworkPlan
 from btrain.simulation.learning import SharedLearning
 from btrain.simulation.report import (
     EvidenceKey,
@@ -39,6 +39,7 @@ LINK = LinkPlan(latency_min_us=1_000, latency_max_us=20_000)
 STALLED_DELTAS = 2_000  # without a new block for so long the run is over
 DOWN_US = (20_000, 4_000_000)  # how long a killed peer stays away
 UP_US = (200_000, 3_000_000)
+FOR_EVER_US = 2**62
 
 
 def charter_of(config: RunConfig) -> Charter:
@@ -82,13 +83,13 @@ def cast_attackers(
 ) -> tuple[list[Part], dict[int, Behaviour]]:
     """The part of every peer in member order, and the behaviours of the attackers by position.
 
-    The last `byzantine` peers take the attacks in turn; one under `restart_mid_round` is honest. Raises ConfigError.
+    The last `byzantine` peers take the attacks in turn; one with a fate (`HONEST`) is honest. Raises ConfigError.
     """
     if byzantine and not attacks:
         raise ConfigError("--byzantine without --attack: name what they do")
     first = len(keys) - byzantine
     specs = {first + i: attacks[i % len(attacks)] for i in range(byzantine)}
-    hostile = {i for i, spec in specs.items() if attack_name(spec) != RESTART_MID_ROUND}
+    hostile = {i for i, spec in specs.items() if attack_name(spec) not in HONEST}
     coalition = frozenset(keys[i].public_key for i in hostile)
     behaviours: dict[int, Behaviour] = {}
     cast = []
@@ -132,7 +133,8 @@ class Scenario:
 
     def _done(self) -> bool:
         world = self.world
-        if all(world.height(peer) >= world.charter.rounds for peer in world.honest):
+        killed = {part.peer for part in self.cast if part.attack == KILL}
+        if all(world.height(peer) >= world.charter.rounds for peer in world.honest if peer not in killed):
             return True
         attackers = [part.peer for part in self.cast if part.byzantine]
         if not self.stop_when_banned or not attackers:
@@ -231,13 +233,23 @@ def stage(
     learning = SharedLearning(config, base)
     world = World(
         charter_of(config), learning.learner, peers, seed=seed, byzantine=behaviours,
-        plan=faults.network(keys, LINK), contract=learning.config.contract_bytes(),
+        plan=_with_broken_links(faults.network(keys, LINK), cast), contract=learning.config.contract_bytes(),
     )  # fmt: skip
     faults.schedule(world.heap, keys)
     for part in cast:
-        if part.attack is not None and not part.byzantine:
-            _Restarter(world, part.peer, random.Random(f"{seed}/{part.peer.hex()}")).arm()
+        fate = random.Random(f"{seed}/{part.peer.hex()}")
+        if part.attack == RESTART_MID_ROUND:
+            _Restarter(world, part.peer, fate).arm()
+        elif part.attack == KILL:
+            world.heap.crash(part.peer, fate.randint(*UP_US))
     return Scenario(config, cast, world, learning, stop_when_banned)
+
+
+def _with_broken_links(plan: NetworkPlan, cast: Sequence[Part]) -> NetworkPlan:
+    """The network in which every peer with a broken link never reaches the first honest peer, nor that one it."""
+    other = next((frozenset({part.peer}) for part in cast if part.attack is None), frozenset[PeerId]())
+    broken = [frozenset({part.peer}) for part in cast if part.attack == BROKEN_LINK]
+    return replace(plan, cuts=(*plan.cuts, *(Cut(one, other, 0, FOR_EVER_US) for one in broken)))
 
 
 @dataclass

@@ -73,6 +73,9 @@ class SwarmPlan:
             raise ConfigError(f"--byzantine {byzantine}: name what they do with --attack, for example sign_flip")
         if attacks and not byzantine:
             raise ConfigError(f"--attack {attacks[0]}: say how many attack with --byzantine, at most {limit} here")
+        for fate in ("kill", "broken_link"):
+            if fate in attacks:
+                raise ConfigError(f"--attack {fate}: `btrain simulate` does that to honest peers; kill a process here")
         if attack_from >= config.rounds:
             raise ConfigError(f"--attack-from {attack_from}: the run's last round is {config.rounds - 1}")
         chosen = sorted(random.Random(seed).sample(range(1, peers), byzantine))

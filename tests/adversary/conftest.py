@@ -42,7 +42,10 @@ class Scene:
         charter = SimpleNamespace(tolerance=1e-4)
         state = SimpleNamespace(run=RUN, seed_randomness=RANDOMNESS, round=number, charter=charter, head=b"h" * 32)
         roles = SimpleNamespace(
-            workers=self.workers, layout=self.layout, aggregator=lambda part, attempt: self.workers[part]
+            workers=self.workers,
+            layout=self.layout,
+            aggregator=lambda part, attempt: self.workers[part],
+            owned=lambda peer: None,
         )
         roster = SimpleNamespace(members=self.workers)
         return SimpleNamespace(state=state, roles=roles, round=number, me=self.workers[me], roster=roster)

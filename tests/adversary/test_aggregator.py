@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from btrain.adversary.aggregator import WrongReduce
+from btrain.adversary.aggregator import DropContributor, WrongReduce
+from btrain.aggregation import get_rule
 from btrain.kernels import QuantizedBlocks, dequantize_blockwise, quantize_blockwise
-from btrain.protocol.reduction import ReducedPart
+from btrain.protocol.encoding import digest
+from btrain.protocol.messages import Commit
+from btrain.protocol.reduction import ReducedPart, reduce_committed
 
 
 @pytest.mark.parametrize("shift", [0.5, 30.0])
@@ -29,3 +33,24 @@ def test_zeros_are_shifted_too(scene: Any) -> None:
 def test_before_the_attack_the_reduction_is_right(scene: Any) -> None:
     reduced = ReducedPart(b"bytes", (), 0.0)
     assert WrongReduce(attack_from=10).reduced(reduced, 0, scene.round()) is reduced
+
+
+def test_a_dropped_contributor_is_said_to_weigh_nothing(scene: Any) -> None:
+    round, part = scene.round(), 1
+    numel = scene.layout.part_numel(part)
+    parts = {
+        peer: quantize_blockwise(torch.full((numel,), float(i + 1))).to_bytes() for i, peer in enumerate(scene.workers)
+    }
+    commits = {
+        peer: SimpleNamespace(body=Commit((digest(b""), digest(data), digest(b"")), (), (), (), (), (), 5, 0))
+        for peer, data in parts.items()
+    }
+    blobs = {digest(data): data for data in parts.values()}
+    round.statements = SimpleNamespace(commits=commits)
+    round.exchange = SimpleNamespace(blobs=blobs, rule=get_rule("mean"))
+    right = reduce_committed(parts, numel, get_rule("mean"))
+    forged = DropContributor(coalition=scene.coalition).reduced(right, part, round)
+    assert forged.coefficients.count(0.0) == 1 and forged.coefficients.index(0.0) < 4
+    assert len(forged.coefficients) == len(right.coefficients)
+    assert forged.data != right.data
+    assert DropContributor(attack_from=50).reduced(right, part, round) is right

@@ -7,7 +7,8 @@ import pytest
 
 from btrain.adversary import Adversary, adversary_names, attack_name, get_adversary
 from btrain.adversary.numeric import NanScale
-from btrain.adversary.sender import Equivocate
+from btrain.adversary.registry import adversary_class
+from btrain.adversary.signer import Equivocate
 from btrain.errors import ConfigError
 from btrain.protocol.behaviour import Behaviour
 
@@ -15,8 +16,8 @@ NEEDED = {
     "sign_flip", "random_direction", "ipm", "alie", "label_flip", "free_rider", "nan", "inf", "huge", "forged_scale",
     "minus_128", "denormal", "wrong_reduce", "equivocate", "edge_late", "false_accuse", "freeze", "restart_mid_round",
     "delayed", "rop", "min_max", "mimic", "just_inside_tolerance", "withhold_part", "selective_send", "rubber_stamp",
-    "abort_link", "garbage", "flood", "replay", "double_vote", "lie",
-    "state_poison", "forged_history",
+    "abort_link", "garbage", "flood", "replay", "double_vote", "lie", "drop_contributor", "oversize", "bad_proposal",
+    "kill", "broken_link", "state_poison", "forged_history",
 }  # fmt: skip
 
 
@@ -68,6 +69,7 @@ def test_options_are_read(spec: str, options: dict[str, Any]) -> None:
         ("delayed:delay=1.5", "expected a whole number"),
         ("delayed:delay=-1", "expected a whole number from 0 on"),
         ("sign_flip:every=0", "every: expected a whole number from 1 on"),
+        ("sign_flip:on=0", "on: expected a whole number from 1 on"),
         ("equivocate:kind=comit", "did you mean commit?"),
         ("double_vote:kind=commit", "no option 'kind'"),
         ("false_accuse:charge=yes", "expected true or false"),
@@ -90,11 +92,15 @@ def test_attack_name_drops_the_options() -> None:
         attack_name("sign-flip")
 
 
-def test_a_restarted_peer_is_honest() -> None:
-    assert type(get_adversary("restart_mid_round")) is Behaviour
+@pytest.mark.parametrize("fate", ["restart_mid_round", "kill", "broken_link"])
+def test_a_peer_with_a_fate_is_honest(fate: str) -> None:
+    assert type(get_adversary(fate)) is Behaviour
+    assert adversary_class(fate) is None
 
 
 def test_an_attack_keeps_its_schedule() -> None:
     adversary = NanScale(attack_from=5, every=4)
     assert [round for round in range(20) if adversary.attacks(round)] == [5, 9, 13, 17]
     assert Equivocate().attacks(0)
+    adversary = NanScale(attack_from=5, every=6, on=2)
+    assert [round for round in range(20) if adversary.attacks(round)] == [5, 6, 11, 12, 17, 18]

@@ -7,12 +7,11 @@ import pytest
 from btrain.adversary.adversary import Adversary
 from btrain.adversary.sender import (
     AbortLink,
-    DoubleVote,
     EdgeLate,
-    Equivocate,
     Flood,
     Freeze,
     Garbage,
+    Oversize,
     Replay,
     SelectiveSend,
     WithholdPart,
@@ -65,30 +64,6 @@ def shown(effects: list[Effect]) -> dict[bytes, set[bytes | None]]:
         for envelope in packet.envelopes:
             found.setdefault(envelope, set()).add(effect.to)
     return found
-
-
-@pytest.mark.parametrize("kind", BODIES)
-def test_an_equivocator_shows_two_statements_of_one_slot(scene: Any, desk: Desk, kind: str) -> None:
-    message, effects = spoken(desk, Equivocate(kind=kind), BODIES[kind], scene.round())
-    found = shown(effects)
-    one, other = (Verifier().open(data, RUN) for data in found)
-    assert one.slot == other.slot
-    assert one.statement != other.statement
-    assert message.data in found
-    halves = list(found.values())
-    assert halves[0] | halves[1] == set(scene.workers[:-1])
-    assert not halves[0] & halves[1]
-
-
-def test_an_equivocator_of_one_kind_is_honest_in_the_others(scene: Any, desk: Desk) -> None:
-    for attacker in (Equivocate(), Equivocate(attack_from=50, kind="vote"), Equivocate(kind="final")):
-        message, effects = spoken(desk, attacker, BODIES["vote"], scene.round())
-        assert shown(effects) == {message.data: {None}}
-
-
-def test_double_vote_is_the_equivocation_of_votes(scene: Any, desk: Desk) -> None:
-    _, effects = spoken(desk, DoubleVote(), BODIES["vote"], scene.round())
-    assert len(shown(effects)) == 2
 
 
 def test_edge_late_speaks_to_a_few_and_late(scene: Any, desk: Desk) -> None:
@@ -144,7 +119,7 @@ def test_a_frozen_peer_says_nothing() -> None:
     assert Freeze(attack_from=4).effects(effects, 3, 0) == effects
 
 
-@pytest.mark.parametrize(("attacker", "packets"), [(Garbage(), 2), (Flood(packets=30), 30)])
+@pytest.mark.parametrize(("attacker", "packets"), [(Garbage(), 2), (Oversize(), 3), (Flood(packets=30), 30)])
 def test_garbage_and_floods_come_once_a_round_and_are_refused(attacker: Adversary, packets: int) -> None:
     more = attacker.effects([SetTimer("x", 1)], 3, 0)[1:]
     assert len(more) == packets
