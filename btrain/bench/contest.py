@@ -1,0 +1,192 @@
+"""One training run under attack: real attackers, gradients, codec and rule, over the chain of roles and audits.
+
+What is left out of the protocol is its messages: none is lost, no vote is late. Who works in a round and who is banned
+when comes from `btrain.bench.chain`, what attackers commit to from `btrain.adversary`.
+
+Shapes: N members, W workers of a round, B samples, D parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from btrain.adversary import Adversary, get_adversary
+from btrain.aggregation import get_rule, reduce_part
+from btrain.bench.chain import Chain, Play, Schedule
+from btrain.data import open_source
+from btrain.kernels import BLOCK, NotEncodable, QuantizedBlocks, dequantize_blockwise, quantize_blockwise
+from btrain.models import build_model
+from btrain.protocol.encoding import PeerId
+from btrain.protocol.randomness import batch_seed
+from btrain.protocol.roles import PartLayout
+from btrain.protocol.round import Round
+from btrain.sampling import batch_indices
+from btrain.training.schedule import Schedule as Decay
+
+DIGITS = {"builtin": "digits"}
+MLP = {"builtin": "mlp", "hidden": [32]}
+MOMENTUM = 0.9
+TOLERANCE = 1e-4  # of the contract, for attackers that know it
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. `attack`: NAME[:key=value,...], None for an honest run. `verification`: off, audit or sweep."""
+
+    attack: str | None = None
+    byzantine: int = 0
+    verification: str = "sweep"
+    rule: str = "centered_clip"
+    seed: int = 0
+    members: int = 16
+    rounds: int = 400
+    batch: int = 32
+    lr: float = 0.1
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Cross-entropy at the end, on the training set and on the held-out split; inf if the run diverged."""
+
+    train: float
+    held_out: float
+
+
+class Gradients:
+    """Gradients of an MLP on the digits, many minibatches at once."""
+
+    def __init__(self, seed: int) -> None:
+        source = open_source(DIGITS)
+        held_out = source.split("eval")
+        self.model = build_model(MLP, source, seed)
+        self.names = [(name, p.shape, p.numel()) for name, p in self.model.named_parameters()]
+        everything = torch.arange(len(source)).numpy()
+        self.inputs, self.targets = source.batch(everything)
+        self.held_out = held_out.batch(torch.arange(len(held_out)).numpy())
+        self.classes = source.classes or 0
+        self._many = vmap(grad(self._loss), in_dims=(None, 0, 0))
+
+    def start(self) -> Tensor:
+        """The start parameters, float32 [D]."""
+        return torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])
+
+    def of(self, x_D: Tensor, seeds: Sequence[bytes], batch: int, *, flip_labels: bool = False) -> Tensor:
+        """The gradients on the minibatches of these seeds, float32 [len(seeds), D]."""
+        drawn = [torch.from_numpy(batch_indices(seed, batch, len(self.targets))) for seed in seeds]
+        rows_NB = torch.stack(drawn)
+        targets_NB = self.targets[rows_NB]
+        if flip_labels:
+            targets_NB = self.classes - 1 - targets_NB
+        gradients_ND: Tensor = self._many(x_D, self.inputs[rows_NB], targets_NB)
+        return gradients_ND
+
+    def losses(self, x_D: Tensor) -> Losses:
+        """On both splits."""
+        found = [float(self._loss(x_D, *split)) for split in ((self.inputs, self.targets), self.held_out)]
+        return Losses(*(loss if math.isfinite(loss) else math.inf for loss in found))
+
+    def _loss(self, x_D: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        pieces = torch.split(x_D, [numel for _, _, numel in self.names])
+        named = {name: piece.view(shape) for (name, shape, _), piece in zip(self.names, pieces, strict=True)}
+        return functional.cross_entropy(functional_call(self.model, named, (inputs,)), targets)
+
+
+@dataclass
+class Contest:
+    """A cell being played."""
+
+    cell: Cell
+    gradients: Gradients = field(init=False)
+
+    def __post_init__(self) -> None:
+        cell = self.cell
+        self.gradients = Gradients(cell.seed)
+        self.rule = get_rule(cell.rule)
+        self.run = hashlib.sha256(f"contest/{cell.seed}".encode()).digest()
+        self.members = [hashlib.sha256(self.run + bytes([i])).digest() for i in range(cell.members)]
+        coalition = frozenset(self.members[: cell.byzantine])
+        self.adversaries: dict[PeerId, Adversary] = {}
+        for peer in coalition:
+            adversary = get_adversary(str(cell.attack), coalition=coalition, attack_from=1, seed=cell.seed)
+            assert isinstance(adversary, Adversary), f"{cell.attack} is no attack"
+            self.adversaries[peer] = adversary
+        self.play = Play(self._chain(), runs=1, seed=cell.seed)
+        self.numel = len(self.gradients.start())
+
+    def _chain(self) -> Chain:
+        cell, schedule = self.cell, Schedule()
+        for adversary in self.adversaries.values():
+            schedule = Schedule(max(1, adversary.attack_from), adversary.every, adversary.on)
+        audits = 0.0 if cell.verification == "off" else 1.0
+        return Chain(cell.members, cell.byzantine, schedule, cell.verification == "sweep", audits)
+
+    def train(self) -> Losses:
+        """SGD with Nesterov's momentum, the learning rate decaying along a cosine to zero."""
+        x_D = self.gradients.start()
+        velocity_D = torch.zeros_like(x_D)
+        decay = Decay("cosine", steps=self.cell.rounds)
+        for step in range(self.cell.rounds):
+            update_D = self._update(x_D)
+            if update_D is None:
+                return Losses(math.inf, math.inf)
+            velocity_D = MOMENTUM * velocity_D + update_D
+            x_D = x_D - self.cell.lr * decay.factor(step) * (MOMENTUM * velocity_D + update_D)
+        return self.gradients.losses(x_D)
+
+    def _update(self, x_D: Tensor) -> Tensor | None:
+        """What the round's workers agree on, float32 [D]; None if a gradient cannot be encoded."""
+        work = self.play.step()
+        workers = sorted(m for m, works in zip(self.members, work.workers[0], strict=True) if works)
+        randomness = hashlib.sha256(self.run + work.round.to_bytes(8, "little")).digest()
+        seeds = [batch_seed(self.run, randomness, worker, work.round) for worker in workers]
+        known: dict[bool, dict[bytes, Tensor]] = {}
+
+        def replay(batch_seed: bytes, *, flip_labels: bool = False) -> Tensor:
+            if flip_labels not in known:
+                gradients = self.gradients.of(x_D, seeds, self.cell.batch, flip_labels=flip_labels)
+                known[flip_labels] = dict(zip(seeds, gradients, strict=True))
+            return known[flip_labels][batch_seed]
+
+        committed = []
+        for worker, seed in zip(workers, seeds, strict=True):
+            gradient, adversary = replay(seed), self.adversaries.get(worker)
+            if adversary is not None:
+                round = self._as_seen_by(worker, workers, randomness, work.round)
+                gradient = adversary.gradient(gradient, round, replay)
+            committed.append(gradient)
+        return self._reduced(torch.stack(committed))
+
+    def _as_seen_by(self, worker: PeerId, workers: list[PeerId], randomness: bytes, round: int) -> Round:
+        """As much of a round as an attacker on gradients looks at."""
+        charter = SimpleNamespace(tolerance=TOLERANCE)
+        state = SimpleNamespace(run=self.run, seed_randomness=randomness, round=round, charter=charter)
+        roles = SimpleNamespace(workers=tuple(workers), layout=PartLayout(self.numel, 1))
+        return cast("Round", SimpleNamespace(round=round, me=worker, state=state, roles=roles))
+
+    def _reduced(self, gradients_WD: Tensor) -> Tensor | None:
+        """Encoded, reduced as one part, and decoded."""
+        workers, numel = gradients_WD.shape
+        blocks = -(-numel // BLOCK)
+        try:
+            encoded = quantize_blockwise(functional.pad(gradients_WD, (0, blocks * BLOCK - numel)))
+        except NotEncodable:
+            return None
+        codes, scales = encoded.codes.view(workers, blocks, BLOCK), encoded.scales.view(workers, blocks)
+        parts = {bytes([i]): QuantizedBlocks(codes[i], scales[i], numel) for i in range(workers)}
+        reduced: Tensor = dequantize_blockwise(reduce_part(parts, self.rule))[:numel]
+        return reduced
+
+
+def contest(cell: Cell) -> Losses:
+    """Play one cell."""
+    return Contest(cell).train()
