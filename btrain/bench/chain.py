@@ -12,6 +12,7 @@ Shapes: R runs, N members; the coalition has the first B columns, which changes 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -161,6 +162,10 @@ class Detection:
             "last_median": quantile(self.last, 0.5),
             "last_p95": quantile(self.last, 0.95),
         }
+
+    def last_quantiles(self, shares: Sequence[float]) -> list[int | None]:
+        """The distribution of the rounds to the last ban."""
+        return [quantile(self.last, share) for share in shares]
 
 
 def quantile(rounds_R: Ints, share: float) -> int | None:

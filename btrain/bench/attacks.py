@@ -1,0 +1,307 @@
+"""`btrain bench attacks`: every attack against what finds it, how soon, and what is lost meanwhile.
+
+Three measurements. `chain`: roles and audits alone, thousands of runs (`btrain.bench.chain`). `protocol`: the whole
+protocol in virtual time, a few seeds. `losses`: training on the digits over the chain, with the real attackers,
+gradients, codec and rule (`btrain.bench.contest`). `--log` keeps every single run, so that an interrupted benchmark
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from btrain.adversary import adversary_names
+from btrain.adversary.registry import HONEST
+from btrain.bench.chain import Chain, Schedule, detection
+
+MEMBERS: Final = 16
+BYZANTINE: Final = (3, 7)
+CHAIN_RUNS: Final = 4000
+CHAIN_ROUNDS_MAX: Final = 400
+SHARES: Final = tuple(i / 20 for i in range(1, 20))  # of the distributions in the figure
+SCHEDULES: Final = {
+    "always": Schedule(),
+    "from round 50": Schedule(start=50),
+    "1 round in 10": Schedule(every=10),
+    "3 rounds in 10": Schedule(every=10, on=3),
+}
+GRADIENT_ATTACKS: Final = (
+    "sign_flip", "random_direction", "ipm:epsilon=0.1", "ipm:epsilon=0.6", "ipm:epsilon=100", "alie", "rop",
+    "label_flip", "delayed", "min_max", "mimic",
+)  # fmt: skip
+WHEN: Final = {"from round 50": "from=50", "1 round in 10": "from=50,every=10", "from round 1": "from=1"}
+PLAIN: Final = ("centered_clip", "mean")
+UNDETECTED: Final = "just_inside_tolerance"
+
+
+@dataclass(frozen=True)
+class Match:
+    """One run of the whole protocol. Attacks begin in round 3: by then deadlines follow what is measured."""
+
+    attack: str
+    members: int
+    byzantine: int
+    seed: int
+    rounds: int = 60
+    sweep: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """Anything that takes long: a key for the log, and what computes the JSON to keep."""
+
+    key: str
+    kind: str
+    arguments: dict[str, Any]
+
+
+def play_match(match: Match) -> dict[str, Any]:
+    """One run of the whole protocol: when bans came, for what, and whether anybody honest was hit."""
+    from btrain.config import loads
+    from btrain.simulation.report import Report
+    from btrain.simulation.scenario import stage
+    from btrain.templates import template
+
+    sweep = "true" if match.sweep else "false"
+    config = loads(template("digits"), overrides=["batch_size=32", f"verification.sweep={sweep}"], peers=match.members)
+    scenario = stage(
+        config, peers=match.members, byzantine=match.byzantine, attacks=[match.attack], rounds=match.rounds,
+        attack_from=3, seed=match.seed, stop_when_banned=True,
+    )  # fmt: skip
+    scenario.run()
+    scenario.world.check()
+    report: Report = scenario.report()
+    attackers = [row for row in report.peers if row.attack is not None]
+    banned = [row for row in attackers if row.status == "banned"]
+    return {
+        "first": report.rounds_to_first_ban,
+        "last": report.rounds_to_all_banned,
+        "banned": len(banned),
+        "deeds": sorted({row.reason or "" for row in banned}),
+        "absent": sum((row.reason or "").startswith("absent") for row in attackers),
+        "false_bans": report.false_bans,
+        "forks": 0 if report.digests_equal else 1,
+        "rounds": report.rounds,
+        "honest_peer_rounds": report.rounds * (match.members - match.byzantine),
+    }
+
+
+def compute(job: Job) -> tuple[Job, dict[str, Any]]:
+    """Do a job, in whatever process."""
+    import torch
+
+    from btrain.bench.contest import Cell, contest
+
+    torch.set_num_threads(1)
+    if job.kind == "protocol":
+        return job, play_match(Match(**job.arguments))
+    return job, {name: str(loss) for name, loss in asdict(contest(Cell(**job.arguments))).items()}
+
+
+def run_jobs(jobs: Sequence[Job], processes: int, log: Path | None) -> dict[str, dict[str, Any]]:
+    """Results by key; what the log holds is not computed again."""
+    done: dict[str, dict[str, Any]] = {}
+    if log is not None and log.exists():
+        done = {entry["key"]: entry["result"] for entry in map(json.loads, log.read_text().splitlines())}
+    missing = [job for job in jobs if job.key not in done]
+    for count, (job, result) in enumerate(_computed(missing, processes), 1):
+        done[job.key] = result
+        if log is not None:
+            with log.open("a") as file:
+                file.write(json.dumps({"key": job.key, "result": result}) + "\n")
+        print(f"{count}/{len(missing)} {job.key}", file=sys.stderr)
+    return done
+
+
+def _computed(jobs: Sequence[Job], processes: int) -> Iterable[tuple[Job, dict[str, Any]]]:
+    if processes == 1 or len(jobs) < 2:
+        yield from map(compute, jobs)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap_unordered(compute, jobs)
+
+
+def job_of(kind: str, what: Any) -> Job:
+    """The job of a `Match` or of a `contest.Cell`."""
+    arguments = asdict(what)
+    return Job(f"{kind} {json.dumps(arguments, sort_keys=True)}", kind, arguments)
+
+
+# --- the three measurements ---
+
+
+def chain_rows(runs: int) -> list[dict[str, Any]]:
+    """Detection by roles and audits alone."""
+    rows = []
+    for byzantine in BYZANTINE:
+        for name, schedule in SCHEDULES.items():
+            for sweep in (True, False):
+                found = detection(Chain(MEMBERS, byzantine, schedule, sweep), runs, rounds_max=CHAIN_ROUNDS_MAX)
+                rows.append({
+                    "byzantine": byzantine, "when": name, "sweep": sweep, "runs": runs, **found.document(),
+                    "shares": list(SHARES), "last_quantiles": found.last_quantiles(SHARES),
+                })  # fmt: skip
+    return rows
+
+
+def matches(names: Sequence[str], seeds: int) -> list[Match]:
+    """Every name among 8 and 16 members, and the class of attacks that only audits find on more seeds."""
+    found = []
+    for name in names:
+        rounds = 12 if name in HONEST else 60
+        found += [Match(name, 8, 3, seed, rounds) for seed in range(2)]
+    for byzantine in BYZANTINE:
+        found += [Match("sign_flip", MEMBERS, byzantine, seed) for seed in range(seeds)]
+    found += [Match("sign_flip", MEMBERS, 7, seed, 120, sweep=False) for seed in range(seeds)]
+    return found
+
+
+def cells(seeds: int, rounds: int) -> list[Any]:
+    """Every training run of the loss table."""
+    from btrain.bench.contest import Cell
+
+    found = [Cell(rule=rule, seed=seed, rounds=rounds) for rule in PLAIN for seed in range(seeds)]
+    plans = [(7, when) for when in WHEN.values()] + [(3, WHEN["from round 50"])]
+    for byzantine, when in plans:
+        for attack in GRADIENT_ATTACKS:
+            found += [Cell(with_option(attack, when), byzantine, seed=s, rounds=rounds) for s in range(seeds)]
+    inside = with_option(UNDETECTED, "from=1")
+    found += [Cell(inside, 7, "off", seed=seed, rounds=rounds) for seed in range(seeds)]
+    return found
+
+
+def with_option(attack: str, option: str) -> str:
+    """NAME[:options] with one more option."""
+    return f"{attack}{',' if ':' in attack else ':'}{option}"
+
+
+def ratios(losses: dict[tuple[Any, ...], dict[str, float]], cell: Any, seeds: int) -> dict[str, float]:
+    """Mean and worst over seeds of a run's losses over those of the same rule without attackers."""
+    found: dict[str, float] = {}
+    for split in ("train", "held_out"):
+        shares = [losses[_place(cell, seed)][split] / losses[_honest(cell.rule, seed)][split] for seed in range(seeds)]
+        found[f"{split}_mean"], found[f"{split}_worst"] = sum(shares) / len(shares), max(shares)
+    return found
+
+
+def _place(cell: Any, seed: int) -> tuple[Any, ...]:
+    return cell.attack, cell.byzantine, cell.verification, cell.rule, seed
+
+
+def _honest(rule: str, seed: int) -> tuple[Any, ...]:
+    return None, 0, "sweep", rule, seed
+
+
+def loss_rows(results: dict[str, dict[str, Any]], seeds: int, rounds: int) -> dict[str, Any]:
+    """The loss table, and what the rule costs without attackers."""
+    from btrain.bench.contest import Cell
+
+    wanted = cells(seeds, rounds)
+    losses = {
+        _place(cell, cell.seed): {split: float(loss) for split, loss in results[job_of("losses", cell).key].items()}
+        for cell in wanted
+    }
+    names = {option: name for name, option in WHEN.items()}
+    rows = []
+    for cell in wanted:
+        if cell.attack is not None and cell.seed == 0:
+            attack, _, option = cell.attack.partition("from=")
+            attack, when = attack.rstrip(",:"), names[f"from={option}"]
+            rows.append({"attack": attack, "byzantine": cell.byzantine, "when": when,
+                         "verification": cell.verification, **ratios(losses, cell, seeds)})  # fmt: skip
+    cost = [losses[_honest("centered_clip", s)]["train"] / losses[_honest("mean", s)]["train"] for s in range(seeds)]
+    held = [
+        losses[_honest("centered_clip", s)]["held_out"] / losses[_honest("mean", s)]["held_out"] for s in range(seeds)
+    ]
+    shape = asdict(Cell(rounds=rounds))
+    return {
+        "rows": rows, "seeds": seeds, "rule_over_mean_train": sum(cost) / seeds,
+        "rule_over_mean_held_out": sum(held) / seeds, "rounds": rounds, "batch": shape["batch"],
+    }  # fmt: skip
+
+
+def protocol_rows(results: dict[str, dict[str, Any]], wanted: Iterable[Match]) -> list[dict[str, Any]]:
+    """One row for each attack and group, over its seeds."""
+    groups: dict[tuple[str, int, int, bool], list[dict[str, Any]]] = {}
+    for match in wanted:
+        key = (match.attack, match.members, match.byzantine, match.sweep)
+        groups.setdefault(key, []).append(results[job_of("protocol", match).key])
+    return [
+        {
+            "attack": attack, "members": members, "byzantine": byzantine, "sweep": sweep,
+            "first": [run["first"] for run in runs], "last": [run["last"] for run in runs],
+            "banned": [run["banned"] for run in runs], "absent": [run["absent"] for run in runs],
+            "deeds": sorted({deed for run in runs for deed in run["deeds"]}),
+            "false_bans": sum(run["false_bans"] for run in runs), "forks": sum(run["forks"] for run in runs),
+            "honest_peer_rounds": sum(run["honest_peer_rounds"] for run in runs),
+        }
+        for (attack, members, byzantine, sweep), runs in groups.items()
+    ]  # fmt: skip
+
+
+def document(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything that was asked for."""
+    wanted: dict[str, list[Any]] = {}
+    if "protocol" in options.parts:
+        wanted["protocol"] = matches(options.names or adversary_names(), options.protocol_seeds)
+    if "losses" in options.parts:
+        wanted["losses"] = cells(options.seeds, options.rounds)
+    jobs = [job_of(kind, what) for kind, several in wanted.items() for what in several]
+    results = run_jobs(jobs, options.processes, options.log)
+    found: dict[str, Any] = {"benchmark": "attacks", "members": MEMBERS}
+    if "chain" in options.parts:
+        found["chain"] = chain_rows(options.chain_runs)
+    if "protocol" in wanted:
+        found["protocol"] = protocol_rows(results, wanted["protocol"])
+    if "losses" in wanted:
+        found["losses"] = loss_rows(results, options.seeds, options.rounds)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """For json.dumps: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
+    parser.add_argument("--parts", nargs="+", choices=("chain", "protocol", "losses"),
+                        default=["chain", "protocol", "losses"], help="what to measure")  # fmt: skip
+    parser.add_argument("--names", nargs="+", choices=adversary_names(), metavar="NAME", help="attacks on the protocol")
+    parser.add_argument("--chain-runs", type=int, default=CHAIN_RUNS, help="runs of the chain for each of its rows")
+    parser.add_argument("--protocol-seeds", type=int, default=5, help="runs of the protocol with 16 members")
+    parser.add_argument("--seeds", type=int, default=4, help="training runs for each attack")
+    parser.add_argument("--rounds", type=int, default=300, help="rounds of a training run")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a run; goes on from it")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page and, beside it, the figure")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    from btrain.bench import scoreboard
+
+    options = arguments().parse_args(words)
+    found = document(options)
+    print(json.dumps(plain(found), indent=2) if options.json else scoreboard.page(found))
+    if options.write is not None:
+        scoreboard.write(found, options.write)
+
+
+if __name__ == "__main__":
+    main()
