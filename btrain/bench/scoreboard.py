@@ -79,8 +79,8 @@ banned; then the second column says what bounds the harm). **False bans: {false_
 {honest_peer_rounds} honest peer-rounds of all runs on this page.
 """
 BELOW: Final = """\
-Attacks below the protocol (slow_loris: half-open connections, dripping bytes; floods of handshakes, peers that read nothing)
-are met by the network's limits: `tests/p2p/test_hostile.py`.
+Attacks below the protocol (slow_loris: half-open connections, dripping bytes; floods of handshakes, peers that read
+nothing) are met by the network's limits: `tests/p2p/test_hostile.py`.
 """
 
 

@@ -28,7 +28,7 @@ VARIANTS = (
     "alie+rubber_stamp",
     "abort_link+freeze:from=7",
 )
-QUICK = {"nan", "drop_contributor", "oversize", "kill", "bad_proposal", "sign_flip:every=2+nan:from=7"}
+QUICK = {"drop_contributor", "kill", "sign_flip:every=2+nan:from=7"}
 
 
 @pytest.fixture(autouse=True)
