@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -87,8 +87,15 @@ def simulate(
     seed: Seed = 0,
     baseline: Baseline = False,
     stop_when_banned: Annotated[
-        bool, typer.Option("--stop-when-banned", help="End as soon as every attacker is banned.")
+        bool, typer.Option("--stop-when-banned", "--until-banned", help="End as soon as every attacker is banned.")
     ] = False,
+    faults: Annotated[
+        Path | None, typer.Option(help="A YAML file of faults; see docs/simulator.md.", show_default=False)
+    ] = None,
+    signatures: Annotated[
+        Literal["real", "counted"],
+        typer.Option(help="real, or counted: a keyed hash in place of Ed25519, several times faster."),
+    ] = "real",
     as_json: AsJson = False,
 ) -> None:
     """Run the real protocol with many peers in one process and virtual time; one seed gives one document."""
@@ -100,12 +107,16 @@ def simulate(
         import torch
 
         from btrain.monitor import RoundLine
+        from btrain.simulation.fault_file import load_faults
         from btrain.simulation.scenario import simulate as run_simulation
 
+        plan = None if faults is None else load_faults(faults)
         torch.set_num_threads(1)  # sums keep one order on every machine
         report = run_simulation(
             loaded, peers=peers, byzantine=byzantine, attacks=tuple(attack or ()), attack_from=attack_from,
             rounds=rounds, seed=seed, baseline=baseline, stop_when_banned=stop_when_banned,
+            faults=None if plan is None else plan.faults(peers, seed),
+            liveness=None if plan is None else plan.liveness, signatures=signatures,
             base=config.resolve().parent, on_round=RoundLine(rounds or loaded.rounds, out.say),
         )  # fmt: skip
         out.document(report.document(), report_text(report))

@@ -46,22 +46,22 @@ def config_error(problems: Sequence[str]) -> ConfigError:
     return ConfigError("\n".join(lines))
 
 
-def problems_of(error: ValidationError, document: Document) -> Iterator[str]:
-    """One line for each of pydantic's errors."""
+def problems_of(error: ValidationError, document: Document, root: type[BaseModel] = Fields) -> Iterator[str]:
+    """One line for each of pydantic's errors; `root` is the section that the whole file is."""
     for detail in error.errors(include_url=False):
-        path, message = _described(detail, document)
+        path, message = _described(detail, document, root)
         yield document.error(path, message)
 
 
-def _described(detail: ErrorDetails, document: Document) -> tuple[KeyPath, str]:
+def _described(detail: ErrorDetails, document: Document, root: type[BaseModel]) -> tuple[KeyPath, str]:
     kind = detail["type"]
     context = detail.get("ctx", {})
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
-        return _wrong_choice(detail["loc"], document)
-    path, section = _walk(detail["loc"], document, missing=kind == "missing")
+        return _wrong_choice(detail["loc"], document, root)
+    path, section = _walk(detail["loc"], root)
     value = detail["input"]
     if kind == "extra_forbidden":
-        return path, _unknown_key(path, section)
+        return path, _unknown_key(path, section, root)
     if kind == "missing":
         return path, "missing; this key is required"
     if kind == "literal_error":
@@ -79,9 +79,9 @@ def _described(detail: ErrorDetails, document: Document) -> tuple[KeyPath, str]:
     return path, f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, got {shown(value)}"
 
 
-def _unknown_key(path: KeyPath, section: type[BaseModel]) -> str:
+def _unknown_key(path: KeyPath, section: type[BaseModel], root: type[BaseModel]) -> str:
     key, known = str(path[-1]), _keys(section)
-    elsewhere = [place[:-1] for place in _places_of(key, Fields, ()) if place[:-1] != path[:-1]]
+    elsewhere = [place[:-1] for place in _places_of(key, root, ()) if place[:-1] != path[:-1]]
     if elsewhere:
         return f"unknown key; it belongs {f'under {dotted(elsewhere[0])}' if elsewhere[0] else 'to the top level'}"
     return f"unknown key{_nearest(key, known) or f'; the keys here are {_listed(known)}'}"
@@ -104,9 +104,9 @@ def _listed(words: Sequence[str], conjunction: str = "and") -> str:
     return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
-def _wrong_choice(location: tuple[str | int, ...], document: Document) -> tuple[KeyPath, str]:
+def _wrong_choice(location: tuple[str | int, ...], document: Document, root: type[BaseModel]) -> tuple[KeyPath, str]:
     """A mapping of which it is not clear, or not known, which section it is."""
-    path, section = _walk(location, document)
+    path, section = _walk(location, root)
     choice, sections = _choices(section.model_fields[str(path[-1])])
     assert choice is not None
     value = document.value(path)
@@ -125,12 +125,10 @@ def _wrong_choice(location: tuple[str | int, ...], document: Document) -> tuple[
     return path, f"expected {listed}, got {_listed([*value] or ['nothing'])}"
 
 
-def _walk(
-    location: tuple[str | int, ...], document: Document, *, missing: bool = False
-) -> tuple[KeyPath, type[BaseModel]]:
+def _walk(location: tuple[str | int, ...], root: type[BaseModel]) -> tuple[KeyPath, type[BaseModel]]:
     """The key path of pydantic's location, which holds names of chosen sections as well, and the section around it."""
     path: list[str | int] = []
-    section: type[BaseModel] = Fields
+    section = root
     choices: dict[str, type[BaseModel]] = {}
     for position, key in enumerate(location):
         if isinstance(key, str) and key in choices:

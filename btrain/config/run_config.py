@@ -111,21 +111,25 @@ def load(
     path: str | os.PathLike[str], overrides: Sequence[str | Override] = (), *, peers: int | None = None
 ) -> RunConfig:
     """Read a file. `overrides` and `peers` as in `loads`. Raises ConfigError for an unreadable or a wrong file."""
+    return loads(read_text(path, "`btrain init gpt` writes one"), os.fspath(path), overrides, peers=peers)
+
+
+def read_text(path: str | os.PathLike[str], if_absent: str) -> str:
+    """The text of a file. Raises ConfigError if it cannot be read; `if_absent` says where to get one."""
     name = os.fspath(path)
     try:
         with Path(path).open("rb") as file:
             content = file.read(FILE_BYTES_MAX + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{name}: no such file; `btrain init gpt` writes one") from None
+        raise ConfigError(f"{name}: no such file; {if_absent}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"{name}: cannot be read: {reason}") from None
     try:
-        text = content.decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{name}:{line}: not UTF-8 text") from None
-    return loads(text, name, overrides, peers=peers)
 
 
 def loads(

@@ -33,13 +33,20 @@ def expected(what: str) -> PydanticCustomError:
     return PydanticCustomError(EXPECTED, "{what}", {"what": what})
 
 
-def seconds(value: object, what: str = "a duration such as 500ms, 1s or 2min") -> float:
-    """`500ms`, `1s`, `1.5 min`, `2h` in seconds."""
+def parsed_seconds(value: object) -> float | None:
+    """`0s`, `500ms`, `1.5 min`, `2h` in seconds, None for anything else."""
     match_ = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match_ is None:
-        raise expected(what)
+        return None
     number, unit = match_.groups()
-    duration_s = float(number) / 1000 if unit == "ms" else float(number) * _UNIT_S[unit]
+    return float(number) / 1000 if unit == "ms" else float(number) * _UNIT_S[unit]
+
+
+def seconds(value: object, what: str = "a duration such as 500ms, 1s or 2min") -> float:
+    """A duration between 10 ms and a day in seconds."""
+    duration_s = parsed_seconds(value)
+    if duration_s is None:
+        raise expected(what)
     if not DURATION_S_MIN <= duration_s <= DURATION_S_MAX:
         raise expected("a duration between 10ms and 24h")
     return duration_s

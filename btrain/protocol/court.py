@@ -402,7 +402,7 @@ class Court:
         self.charges[charge.accused] = charge
         self.desk.emit(PutBlob(charge.evidence, data, self.round))
         self.desk.emit(SaveEvidence(charge.accused, charge.round, charge.deed, data))
-        self.desk.event("charged", peer=charge.accused.hex(), round=charge.round, deed=charge.deed)
+        self.desk.event("charged", peer=charge.accused.hex(), round=charge.round, deed=charge.deed, seen=self.round)
 
     def charged(self, message: Message, body: Charge) -> None:
         """Somebody's charge: get the evidence and look at it.

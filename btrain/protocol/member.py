@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from torch import Tensor
 
 from btrain.identity import SigningKey
+from btrain.protocol.agreement_messages import Final
 from btrain.protocol.allowance import Allowance
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blobs import Blobs
@@ -18,6 +19,7 @@ from btrain.protocol.catchup import Replay
 from btrain.protocol.chronicle import Chronicle, Ledger
 from btrain.protocol.court import Court, Record, decision_statements
 from btrain.protocol.deciding import Post
+from btrain.protocol.decisions import BLOCK
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import Drop, Effect, Halt, SetTimer
 from btrain.protocol.encoding import PeerId
@@ -51,6 +53,11 @@ ROUNDS_AHEAD_MAX = 2
 REFUSALS_LOGGED_MAX = 8  # for each peer in one round
 REFUSERS_MAX = 1024
 ANSWER_BYTES_MAX = 64 * PACKET_BYTES_MAX  # what one member is handed on request within Delta
+
+
+def _has_block(message: Message) -> bool:
+    """Whether its signer has decided the block: it gets the other Finals as everybody does, and asks if it does not."""
+    return isinstance(message.body, Final) and message.statement.index == BLOCK
 
 
 class Member:
@@ -329,7 +336,7 @@ class Member:
         target = self._round_of(message.statement.round)
         if target is not None and message.statement.prev == target.state.head:
             target.receive(message, now)
-        elif target is None and message.sender == sender:
+        elif target is None and message.sender == sender and not _has_block(message):
             head = message.statement.prev
             self.chronicle.answer(sender, Where(message.statement.round, head), self.round, now)
 

@@ -9,6 +9,7 @@ node, in what the factory closes over. A frozen node (SIGSTOP) gets its packets 
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import random
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -30,7 +31,7 @@ class SimulationError(BtrainError):
 
 
 class Node(Protocol):
-    """What the heap drives. `now` is the virtual time in microseconds."""
+    """What the heap drives. `now` is what the node's own clock shows, in microseconds."""
 
     def start(self, now: int) -> None:
         """Begin, or begin again after a restart."""
@@ -63,6 +64,38 @@ class LinkPlan:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """A node's clock, `offset_us` ahead at the start and `drift_ppm` millionths too fast ever after."""
+
+    offset_us: int = 0
+    drift_ppm: int = 0
+
+    def reading(self, at_us: int) -> int:
+        """What the clock shows at a virtual time."""
+        return self.offset_us + at_us * (1_000_000 + self.drift_ppm) // 1_000_000
+
+    def when(self, reading_us: int) -> int:
+        """The first virtual time at which the clock shows this or more."""
+        return -((self.offset_us - reading_us) * 1_000_000 // (1_000_000 + self.drift_ppm))
+
+
+@dataclass(frozen=True)
+class SlowReader:
+    """What arrives in [start_us, end_us) is read at so many bytes a second; at the end the rest is read at once."""
+
+    bytes_per_s: int
+    start_us: int
+    end_us: int
+
+    def done_us(self, arrival_us: int, free_us: int, size_bytes: int) -> int:
+        """When a packet has been read, if what came before it is read by `free_us`."""
+        if not self.start_us <= arrival_us < self.end_us:
+            return arrival_us
+        done_us = max(arrival_us, free_us) + size_bytes * 1_000_000 // self.bytes_per_s
+        return min(done_us, max(self.end_us, arrival_us))
+
+
+@dataclass(frozen=True)
 class Cut:
     """Links from `sources` to `destinations` are broken for packets sent in [start_us, end_us).
 
@@ -87,11 +120,23 @@ class Cut:
 
 @dataclass(frozen=True)
 class NetworkPlan:
-    """The plan of every link, exceptions by (source, destination), and the cuts."""
+    """The plan of every link, exceptions by (source, destination), the cuts, slow readers.
+
+    From `calm_from_us` on, if given, every link is `calm` and only cuts still hold.
+    """
 
     link: LinkPlan = LinkPlan()
     links: Mapping[LinkId, LinkPlan] = field(default_factory=dict)
     cuts: tuple[Cut, ...] = ()
+    readers: Mapping[NodeId, SlowReader] = field(default_factory=dict)
+    calm_from_us: int | None = None
+    calm: LinkPlan = LinkPlan()
+
+    def link_of(self, link_id: LinkId, now: int) -> LinkPlan:
+        """The plan of a link for a packet sent now."""
+        if self.calm_from_us is not None and now >= self.calm_from_us:
+            return self.calm
+        return self.links.get(link_id, self.link)
 
 
 class Port:
@@ -119,6 +164,7 @@ class _Host:
     """A node's place in the heap; `life` counts its starts and crashes, so that an event of an earlier life is void."""
 
     factory: Callable[[Port], Node]
+    clock: Clock = Clock()
     node: Node | None = None
     life: int = 0
     timers: dict[str, int] = field(default_factory=dict)
@@ -130,6 +176,7 @@ class Heap:
     """Run nodes over a simulated network; equal seeds, plans and nodes give equal runs.
 
     `latency`, if given, chooses each packet's latency in place of the link's uniform draw: a scripted schedule.
+    `trace`, if set, takes in every packet and timer that reaches a node: equal runs have equal digests.
     """
 
     def __init__(
@@ -152,15 +199,19 @@ class Heap:
         self._hosts: dict[NodeId, _Host] = {}
         self._busy_until: dict[LinkId, int] = {}
         self._last_arrival: dict[LinkId, int] = {}
+        self._read_until: dict[NodeId, int] = {}
+        self.trace: hashlib._Hash | None = None
         for cut in self.plan.cuts:
             if not cut.clogged:
                 self.call(cut.end_us, lambda cut=cut: self._reconnect(cut))  # type: ignore[misc]
 
-    def add(self, node_id: NodeId, factory: Callable[[Port], Node], start_us: int = 0) -> None:
+    def add(
+        self, node_id: NodeId, factory: Callable[[Port], Node], start_us: int = 0, clock: Clock | None = None
+    ) -> None:
         """Build a node and start it at `start_us`; until then it is not there and what is sent to it is lost."""
         if node_id in self._hosts:
             raise SimulationError(f"node {node_id!r} was added twice")
-        self._hosts[node_id] = _Host(factory)
+        self._hosts[node_id] = _Host(factory, clock or Clock())
         self.call(start_us, lambda: self._start(node_id))
 
     def call(self, at_us: int, action: Callable[[], None]) -> None:
@@ -180,6 +231,10 @@ class Heap:
     def freeze(self, node_id: NodeId, at_us: int, until_us: int) -> None:
         """Stop the node's execution in [at_us, until_us); packets and timers wait."""
         self.call(at_us, lambda: self._freeze(node_id, until_us))
+
+    def reading(self, node_id: NodeId) -> int:
+        """What the node's clock shows now."""
+        return self._host(node_id).clock.reading(self.now)
 
     def node(self, node_id: NodeId) -> Node | None:
         """Return the running node, None while it is crashed or not yet started."""
@@ -208,7 +263,7 @@ class Heap:
         life = self._host(dst).life
         self.packets_sent += 1
         self.bytes_sent[src] = self.bytes_sent.get(src, 0) + size_bytes
-        link = self.plan.links.get((src, dst), self.plan.link)
+        link = self.plan.link_of((src, dst), self.now)
         departure = self._departure(src, dst)
         if departure is None or self.random.random() < link.loss:
             return
@@ -224,7 +279,9 @@ class Heap:
     def set_timer(self, node_id: NodeId, name: str, at_us: int) -> None:
         """See Port.set_timer."""
         host = self._host(node_id)
-        sequence = self._push(max(at_us, self.now), TIMER_RANK, lambda: self._fire(node_id, name, sequence))
+        sequence = self._push(
+            max(host.clock.when(at_us), self.now), TIMER_RANK, lambda: self._fire(node_id, name, sequence)
+        )
         host.timers[name] = sequence
 
     def cancel_timer(self, node_id: NodeId, name: str) -> None:
@@ -264,6 +321,10 @@ class Heap:
         if self.random.random() >= link.reordering:
             arrival = max(arrival, self._last_arrival.get(link_id, 0))
         self._last_arrival[link_id] = max(arrival, self._last_arrival.get(link_id, 0))
+        reader = self.plan.readers.get(link_id[1])
+        if reader is not None:
+            arrival = reader.done_us(arrival, self._read_until.get(link_id[1], 0), size_bytes)
+            self._read_until[link_id[1]] = max(arrival, self._read_until.get(link_id[1], 0))
         return arrival
 
     def _deliver(self, src: NodeId, dst: NodeId, life: int, payload: object) -> None:
@@ -271,7 +332,9 @@ class Heap:
         node = host.node
         if node is None or host.life != life:
             return
-        self._when_thawed(host, lambda: node.packet(src, payload, self.now))
+        if self.trace is not None:
+            self.trace.update(repr((self.now, src, dst, payload)).encode())
+        self._when_thawed(host, lambda: node.packet(src, payload, host.clock.reading(self.now)))
 
     def _fire(self, node_id: NodeId, name: str, sequence: int) -> None:
         host = self._host(node_id)
@@ -279,7 +342,9 @@ class Heap:
         def ring() -> None:
             if host.node is not None and host.timers.get(name) == sequence:
                 del host.timers[name]
-                host.node.timer(name, self.now)
+                if self.trace is not None:
+                    self.trace.update(repr((self.now, node_id, name)).encode())
+                host.node.timer(name, host.clock.reading(self.now))
 
         if host.timers.get(name) == sequence:
             self._when_thawed(host, ring)
@@ -296,7 +361,7 @@ class Heap:
             raise SimulationError(f"node {node_id!r} is already running")
         host.life += 1
         host.node = host.factory(Port(self, node_id))
-        host.node.start(self.now)
+        host.node.start(host.clock.reading(self.now))
         for peer in self._hosts:
             if peer != node_id:
                 self._tell_connected(node_id, peer)
@@ -341,4 +406,4 @@ class Heap:
         node = host.node
         if node is None or self._host(peer).node is None:
             return
-        self._when_thawed(host, lambda: node.connected(peer, self.now))
+        self._when_thawed(host, lambda: node.connected(peer, host.clock.reading(self.now)))

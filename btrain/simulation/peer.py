@@ -40,10 +40,9 @@ from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import Charter, Genesis, LedgerState, check_certificate, open_block
 from btrain.protocol.member import Member, Membership
 from btrain.protocol.messages import Verifier
-from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import assemble, cut
 from btrain.protocol.round import Round
-from btrain.simulation.disk import Disk
+from btrain.simulation.disk import DURABLE, Disk
 from btrain.simulation.heap import NodeId, Port
 
 ENVELOPE_BYTES = 16  # framing of a packet
@@ -78,6 +77,7 @@ class Timings:
     compute_us: int = 50_000
     compute_jitter_us: int = 10_000
     work_us: int = 1_000
+    sync_us: int = 0  # how long a batch of writes takes to be durable; 0: as long as it takes to ask
     fetch_timeout_us: int = 2_000_000
 
 
@@ -115,12 +115,16 @@ class SimulatedPeer:
         self.halted: Halt | None = None
         self._later: dict[str, Callable[[int], list[Effect]]] = {}
         self._counter = 0
+        self._outbox: list[Effect] = []  # effects behind the batch that is being made durable
+        self._syncing = False
         self._fetches: dict[bytes, _Fetch] = {}
         self._snapshots: dict[int, Tensor] = {}
         self._pinned: frozenset[int] = frozenset()
         self._connected: set[PeerId] = set()
         self._audience: tuple[PeerId, ...] = ()  # the connected peers in member order
         self.now = 0
+        if self.disk.unsynced:
+            self.disk.recover(self.random, self.keep_rounds)
         self.learner = identity.make_learner()
         state, x_round = self._load()
         self.x_round = x_round
@@ -203,16 +207,42 @@ class SimulatedPeer:
     # --- effects ---
 
     def _run(self, effects: list[Effect]) -> None:
-        for effect in effects:
-            self._execute(effect)
+        if not self.identity.timings.sync_us:
+            for effect in effects:
+                self._execute(effect)
+            return
+        self._outbox += effects
+        if not self._syncing:
+            self._begin_batch()
+
+    def _begin_batch(self) -> None:
+        """As a real peer: what is durable in the batch first, then everything in its order."""
+        self._syncing = True
+        batch, self._outbox = self._outbox, []
+        self.disk.begin(batch)
+        if self.disk.unsynced:
+            self._after(self.identity.timings.sync_us, lambda now: self._finish_batch(batch))
+        else:
+            self._finish_batch(batch)
+
+    def _finish_batch(self, batch: list[Effect]) -> list[Effect]:
+        self.disk.sync(self.keep_rounds)
+        for effect in batch:
+            if not isinstance(effect, DURABLE):
+                self._execute(effect)
+        self._syncing = False
+        if self._outbox:
+            self._begin_batch()
+        return []
 
     def _execute(self, effect: Effect) -> None:
         match effect:
             case Send(packet, to, delay_us):
                 self._send(packet, to, delay_us)
             case PushBlob(to, hash):
-                if hash in self.disk.blobs:
-                    self._transmit(to, ("push", hash, self.disk.blobs[hash][1]))
+                data = self.disk.blob(hash)
+                if data is not None:
+                    self._transmit(to, ("push", hash, data))
             case FetchBlob(hash, sources):
                 self._fetch(hash, sources)
             case SetTimer(name, at_us):
@@ -226,25 +256,14 @@ class SimulatedPeer:
             case Halt():
                 self.halted = effect
             case AppendBlock() | PersistSigned() | Journal() | PutBlob() | SaveEvidence():
-                self._persist(effect)
+                self.disk.write(effect, self.keep_rounds)
             case _:
                 self._compute(effect)
 
-    def _persist(self, effect: AppendBlock | PersistSigned | Journal | PutBlob | SaveEvidence) -> None:
-        match effect:
-            case PersistSigned(slot, round, envelope):
-                self.disk.signed[slot] = (round, envelope)
-            case Journal(kind, round, data):
-                self.disk.journal.append((round, kind, data))
-            case PutBlob(hash, data, round):
-                before = self.disk.blobs.get(hash)
-                self.disk.blobs[hash] = (round if before is None else max(round, before[0]), data)
-            case AppendBlock(round, block, certificate, keep_from):
-                assert round == len(self.disk.blocks), "blocks are appended in order"
-                self.disk.blocks.append(CertifiedBlock(block, certificate))
-                self.disk.prune(round - self.identity.charter.kept_rounds, keep_from)
-            case SaveEvidence(accused, round, deed, data):
-                self.disk.evidence.append((accused, round, deed, data))
+    @property
+    def keep_rounds(self) -> int:
+        """Rounds whose records the disk keeps."""
+        return self.identity.charter.kept_rounds
 
     def _compute(self, effect: Effect) -> None:
         timings = self.identity.timings
@@ -343,9 +362,9 @@ class SimulatedPeer:
             self.port.send(to, payload, size)
 
     def _fetch(self, hash: bytes, sources: tuple[PeerId, ...]) -> None:
-        kept = self.disk.blobs.get(hash)
+        kept = self.disk.blob(hash)
         if kept is not None:
-            self._after(1, lambda now: self.member.blob(hash, kept[1], None, now))
+            self._after(1, lambda now: self.member.blob(hash, kept, None, now))
         elif hash in self._fetches:
             self._fetches[hash].sources += [peer for peer in sources if peer not in self._fetches[hash].sources]
         else:

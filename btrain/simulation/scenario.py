@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,11 +18,13 @@ from btrain.errors import ConfigError
 from btrain.identity import SigningKey
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.encoding import PeerId, digest
-from btrain.protocol.ledger import Block, Charter, LedgerState
+from btrain.protocol.ledger import Block, Charter, LedgerState, open_block
 from btrain.protocol.quorum import byzantine_limit, validators_max
-from btrain.simulation.faults import Faults
-from btrain.simulation.heap import Cut, LinkPlan, NetworkPlan
+from btrain.simulation.faults import CALM, Faults
+from btrain.simulation.heap import Cut, NetworkPlan
+from btrain.simulation.invariants import InvariantViolated
 from btrain.simulation.learning import SharedLearning
+from btrain.simulation.peer import Timings
 from btrain.simulation.report import (
     EvidenceKey,
     Final,
@@ -33,9 +35,9 @@ from btrain.simulation.report import (
     peer_reports,
     rounds_to_bans,
 )
-from btrain.simulation.world import World, simulated_keys
+from btrain.simulation.signatures import Signatures, simulated_keys
+from btrain.simulation.world import World
 
-LINK = LinkPlan(latency_min_us=1_000, latency_max_us=20_000)
 STALLED_DELTAS = 2_000  # without a new block for so long the run is over
 DOWN_US = (20_000, 4_000_000)  # how long a killed peer stays away
 UP_US = (200_000, 3_000_000)
@@ -104,6 +106,14 @@ def cast_attackers(
     return cast, behaviours
 
 
+@dataclass(frozen=True)
+class Liveness:
+    """Once the faults are over the run makes so many rounds that are not void within this time."""
+
+    rounds: int = 5
+    within_us: int = 300_000_000
+
+
 @dataclass
 class Scenario:
     """One simulated run. `report` can be asked for at any time."""
@@ -113,28 +123,55 @@ class Scenario:
     world: World
     learning: SharedLearning
     stop_when_banned: bool = False
+    faults: Faults = field(default_factory=Faults)
+    liveness: Liveness | None = None
+    _steps_at_end: int | None = None
 
     def run(self, on_round: Callable[[int], None] | None = None) -> None:
-        """Until every honest peer has the last block, all attackers are banned (if asked), or nothing moves."""
+        """Until every honest peer has the last block, all attackers are banned (if asked), or nothing moves.
+
+        Raises:
+            InvariantViolated: a promise was broken, or there was no progress after the faults.
+        """
         world, heap = self.world, self.world.heap
         step_us = world.charter.message_us
-        height, moved_us = -1, 0
+        height, moved_us = -1, self.faults.end_us
         while not self._done():
             heap.run(heap.now + step_us)
+            world.check()
+            self._check_liveness()
             if self._height() > height:
-                height, moved_us = self._height(), heap.now
+                height, moved_us = self._height(), max(heap.now, self.faults.end_us)
                 if on_round is not None:
                     on_round(height)
             elif heap.now - moved_us > STALLED_DELTAS * step_us:
                 return
+
+    def _check_liveness(self) -> None:
+        if self.liveness is None or self.world.heap.now < self.faults.end_us:
+            return
+        steps = self._steps()
+        if self._steps_at_end is None:
+            self._steps_at_end = steps
+        late = self.world.heap.now > self.faults.end_us + self.liveness.within_us
+        made, due = steps - self._steps_at_end, self.liveness.rounds
+        if late and made < due:
+            within_s = self.liveness.within_us / 1e6
+            raise InvariantViolated(
+                f"seed {self.world.seed}: {made} rounds within {within_s:g} s of the end of the faults, not {due}"
+            )
+
+    def _steps(self) -> int:
+        """Rounds so far that were not void."""
+        last = self.world.identities[self.longest()].disk.blocks[-1:]
+        return open_block(last[0].block).step if last else 0
 
     def _height(self) -> int:
         return max(self.world.height(peer) for peer in self.world.honest)
 
     def _done(self) -> bool:
         world = self.world
-        killed = {part.peer for part in self.cast if part.attack == KILL}
-        if all(world.height(peer) >= world.charter.rounds for peer in world.honest if peer not in killed):
+        if all(world.height(peer) >= world.charter.rounds for peer in world.staying):
             return True
         attackers = [part.peer for part in self.cast if part.byzantine]
         if not self.stop_when_banned or not attackers:
@@ -221,6 +258,8 @@ def stage(
     rounds: int | None = None,
     seed: int = 0,
     faults: Faults | None = None,
+    liveness: Liveness | None = None,
+    signatures: Signatures = "real",
     stop_when_banned: bool = False,
     base: Path | None = None,
 ) -> Scenario:
@@ -228,12 +267,16 @@ def stage(
     config = with_peers(config, peers, rounds)
     if byzantine > config.group.byzantine_max:
         raise ConfigError(f"--byzantine {byzantine}: {peers} peers can take at most {config.group.byzantine_max}")
-    keys, faults = simulated_keys(seed, peers), faults or Faults()
+    keys, calm = simulated_keys(seed, peers, signatures), faults is None
+    faults = faults or Faults()
     cast, behaviours = cast_attackers(keys, byzantine, attacks, attack_from, seed)
     learning = SharedLearning(config, base)
     world = World(
         charter_of(config), learning.learner, peers, seed=seed, byzantine=behaviours,
-        plan=_with_broken_links(faults.network(keys, LINK), cast), contract=learning.config.contract_bytes(),
+        plan=_with_broken_links(faults.network(keys, CALM), cast), contract=learning.config.contract_bytes(),
+        signatures=signatures, timings=Timings(sync_us=faults.sync_us), clocks=faults.clocks,
+        gone=faults.gone | {index for index, part in enumerate(cast) if part.attack == KILL},
+        calm=calm and all(part.attack is None or part.byzantine for part in cast),
     )  # fmt: skip
     faults.schedule(world.heap, keys)
     for part in cast:
@@ -242,7 +285,7 @@ def stage(
             _Restarter(world, part.peer, fate).arm()
         elif part.attack == KILL:
             world.heap.crash(part.peer, fate.randint(*UP_US))
-    return Scenario(config, cast, world, learning, stop_when_banned)
+    return Scenario(config, cast, world, learning, stop_when_banned, faults, liveness)
 
 
 def _with_broken_links(plan: NetworkPlan, cast: Sequence[Part]) -> NetworkPlan:
@@ -288,6 +331,8 @@ def simulate(
     seed: int = 0,
     baseline: bool = False,
     faults: Faults | None = None,
+    liveness: Liveness | None = None,
+    signatures: Signatures = "real",
     stop_when_banned: bool = False,
     base: Path | None = None,
     on_round: Callable[[int], None] | None = None,
@@ -299,12 +344,12 @@ def simulate(
     """
     scenario = stage(
         config, peers=peers, byzantine=byzantine, attacks=attacks, attack_from=attack_from, rounds=rounds, seed=seed,
-        faults=faults, stop_when_banned=stop_when_banned, base=base,
+        faults=faults, liveness=liveness, signatures=signatures, stop_when_banned=stop_when_banned, base=base,
     )  # fmt: skip
     scenario.run(on_round)
     report = scenario.report()
     if not baseline:
         return report
-    honest = stage(config, peers=peers, rounds=rounds, seed=seed, faults=faults, base=base)
+    honest = stage(config, peers=peers, rounds=rounds, seed=seed, faults=faults, signatures=signatures, base=base)
     honest.run()
     return replace(report, loss_ratio=loss_ratio(report.final.loss, honest.final().loss))

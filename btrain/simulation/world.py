@@ -6,22 +6,18 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from btrain.errors import BtrainError
 from btrain.identity import SigningKey
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.ledger import Block, Charter, Founder, Genesis, LedgerState, check_certificate, open_block
 from btrain.protocol.member import Membership
 from btrain.protocol.randomness import HashChain
-from btrain.simulation.heap import Heap, NetworkPlan
+from btrain.simulation.heap import Clock, Heap, NetworkPlan
+from btrain.simulation.invariants import Invariants, InvariantViolated
 from btrain.simulation.peer import Identity, Learner, SimulatedPeer, Timings
 from btrain.simulation.signatures import Signatures, simulated_keys, simulated_verifier
 
 __all__ = ["InvariantViolated", "World", "found", "simulated_keys"]
-
-
-class InvariantViolated(BtrainError):
-    """A simulated run broke a promise: a fork, a false ban, a weight that is not finite. The seed reproduces it."""
 
 
 def found(keys: Sequence[SigningKey], charter: Charter, contract: bytes, learner: Learner, seed: int) -> Genesis:
@@ -34,7 +30,11 @@ def found(keys: Sequence[SigningKey], charter: Charter, contract: bytes, learner
 
 @dataclass
 class World:
-    """The peers of a run on one heap. `byzantine` maps the attackers to their behaviours."""
+    """The peers of a run on one heap, by position in member order.
+
+    byzantine: the attackers' behaviours. clocks: of those whose clock is off. gone: honest peers that crash for ever.
+    calm: neither network nor honest peers have faults, so that bans are due in time.
+    """
 
     charter: Charter
     make_learner: Callable[[], Learner]
@@ -45,6 +45,9 @@ class World:
     timings: Timings = field(default_factory=Timings)
     contract: bytes = b"simulated"
     signatures: Signatures = "real"
+    clocks: Mapping[int, Clock] = field(default_factory=dict)
+    gone: frozenset[int] = frozenset()
+    calm: bool = False
 
     def __post_init__(self) -> None:
         self.heap = Heap(self.seed, self.plan)
@@ -53,14 +56,12 @@ class World:
         self.verifier = simulated_verifier(self.signatures)
         self.identities: dict[PeerId, Identity] = {}
         for index, key in enumerate(self.keys):
-            self._add(key, self.byzantine.get(index, Behaviour()))
+            self._add(key, self.byzantine.get(index, Behaviour()), clock=self.clocks.get(index))
         self.newcomers: list[PeerId] = []
         self.drifted: set[PeerId] = set()  # whose parameters a fault has changed, until it has healed
-        self._checked: dict[PeerId, int] = {}
-        self._blocks: dict[int, bytes] = {}
-        self._digests: dict[int, bytes] = {}  # round -> SHA-256 of x[round]
+        self.invariants = Invariants(self)
 
-    def _add(self, key: SigningKey, behaviour: Behaviour, start_us: int = 0) -> None:
+    def _add(self, key: SigningKey, behaviour: Behaviour, start_us: int = 0, clock: Clock | None = None) -> None:
         membership = Membership(digest(self.contract), self.genesis.x0, 0.0, self.genesis.nonce)
         contacts = tuple(k.public_key for k in self.keys)
         identity = Identity(
@@ -68,7 +69,7 @@ class World:
             self.seed, self.timings,
         )  # fmt: skip
         self.identities[key.public_key] = identity
-        self.heap.add(key.public_key, lambda port: SimulatedPeer(port, identity), start_us)
+        self.heap.add(key.public_key, lambda port: SimulatedPeer(port, identity), start_us, clock)
 
     def add_newcomer(self, key: SigningKey, start_us: int, behaviour: Behaviour | None = None) -> None:
         """A peer that is no founder and starts later."""
@@ -81,6 +82,11 @@ class World:
         """The founders that are no attackers."""
         return [key.public_key for index, key in enumerate(self.keys) if index not in self.byzantine]
 
+    @property
+    def staying(self) -> list[PeerId]:
+        """Honest founders that do not crash for ever."""
+        return [key.public_key for i, key in enumerate(self.keys) if i not in self.byzantine and i not in self.gone]
+
     def node(self, peer: PeerId) -> SimulatedPeer | None:
         """The running node of a peer."""
         node = self.heap.node(peer)
@@ -92,7 +98,7 @@ class World:
         return len(self.identities[peer].disk.blocks)
 
     def run(self, rounds: int, until_us: int) -> None:
-        """Until every honest peer that is up has `rounds` certified blocks, or virtual time is over.
+        """Until every honest peer that stays has `rounds` certified blocks, or virtual time is over.
 
         Raises:
             InvariantViolated: names peer, round and what was broken.
@@ -100,7 +106,7 @@ class World:
 
         def reached() -> bool:
             self.check()
-            return all(self.height(peer) >= rounds for peer in self.honest)
+            return all(self.height(peer) >= rounds for peer in self.staying)
 
         limit = until_us
         while self.heap.now < limit and not reached():
@@ -111,33 +117,12 @@ class World:
         self.check()
 
     def check(self) -> None:
-        """No fork among honest ledgers, nobody honest banned, equal parameters after equal blocks.
+        """Look at the invariants.
 
         Raises:
             InvariantViolated: names peer, round and what was broken.
         """
-        honest = {*self.honest, *self.newcomers}
-        for peer in sorted(honest):
-            identity = self.identities[peer]
-            for round in range(self._checked.get(peer, 0), len(identity.disk.blocks)):
-                self._check_block(peer, round, identity.disk.blocks[round].block, honest)
-            self._checked[peer] = len(identity.disk.blocks)
-            for round, digest_x in identity.digests.items():
-                if peer not in self.drifted and self._digests.setdefault(round, digest_x) != digest_x:
-                    raise InvariantViolated(f"seed {self.seed}: x[{round}] of {peer.hex()[:8]} differs")
-            identity.digests.clear()
-
-    def _check_block(self, peer: PeerId, round: int, block: bytes, honest: set[PeerId]) -> None:
-        known = self._blocks.get(round)
-        if known is None:
-            self._blocks[round] = block
-            for ban in open_block(block).bans:
-                if ban.peer in honest:
-                    raise InvariantViolated(
-                        f"seed {self.seed}: honest {ban.peer.hex()[:8]} banned in round {round} for {ban.deed}"
-                    )
-        elif known != block:
-            raise InvariantViolated(f"seed {self.seed}: {peer.hex()[:8]} forks at round {round}")
+        self.invariants.check()
 
     def verify(self) -> None:
         """Every honest ledger, read again from the genesis by somebody who knows nothing else.
@@ -155,8 +140,8 @@ class World:
 
     @property
     def at_rest(self) -> bool:
-        """Whether every honest peer is up and has ended its run."""
-        nodes = [self.node(peer) for peer in self.honest]
+        """Whether every honest peer that stays is up and has ended its run."""
+        nodes = [self.node(peer) for peer in self.staying]
         return all(node is not None and node.halted is not None and node.halted.done for node in nodes)
 
     def blocks(self, peer: PeerId) -> list[Block]:

@@ -1,0 +1,78 @@
+"""Random runs of the whole protocol, again and again: `python experiments/soak.py --seconds 600`.
+
+Every run is a seed (peers, attackers, faults, network) and must keep every promise. A broken one ends the soak with the
+seed; `python experiments/soak.py --seed N --runs 1 --workers 1` plays it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from btrain.simulation.soak import Outcome, draw_case, play
+
+Finding = tuple[int, bool, bool, Outcome | None, str]  # seed, faults, attackers, outcome, error
+
+
+def one(seed: int) -> Finding:
+    """Play the run of a seed."""
+    case = draw_case(seed)
+    try:
+        return seed, case.has_faults, bool(case.attacks), play(case, "counted"), ""
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong is reported with the seed that brings it back
+        return seed, case.has_faults, bool(case.attacks), None, f"{type(error).__name__}: {error}"
+
+
+def soak(first_seed: int, runs: int | None, seconds: float, workers: int) -> dict[str, object]:
+    """Play runs until the time or the number is over; returns the totals."""
+    started = time.monotonic()
+    totals: dict[str, int] = {"runs": 0, "with_faults": 0, "with_attackers": 0, "peer_rounds_with_faults": 0}
+    failures: list[str] = []
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        for seed, faults, attackers, outcome, error in pool.imap_unordered(
+            one, _seeds(first_seed, runs, started + seconds)
+        ):
+            totals["runs"] += 1
+            totals["with_faults"] += faults
+            totals["with_attackers"] += attackers
+            if outcome is None:
+                failures.append(f"seed {seed}: {error}")
+                print(failures[-1], file=sys.stderr, flush=True)
+                continue
+            for name, value in asdict(outcome).items():
+                totals[name] = totals.get(name, 0) + value
+            if faults or attackers:
+                totals["peer_rounds_with_faults"] += outcome.honest_peer_rounds
+    wall_s = time.monotonic() - started
+    rate = totals.get("honest_peer_rounds", 0) / wall_s
+    return {**totals, "wall_s": round(wall_s, 1), "honest_peer_rounds_per_s": round(rate, 1), "workers": workers,
+            "first_seed": first_seed, "failures": failures}  # fmt: skip
+
+
+def _seeds(first: int, runs: int | None, until: float) -> Iterator[int]:
+    seed = first
+    while time.monotonic() < until and (runs is None or seed < first + runs):
+        yield seed
+        seed += 1
+
+
+def main() -> int:
+    """Run, print the totals as JSON; 1 if a run broke a promise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--runs", type=int, help="end after so many runs")
+    parser.add_argument("--seed", type=int, default=0, help="of the first run")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    report = soak(options.seed, options.runs, options.seconds, options.workers)
+    print(json.dumps(report, indent=2))
+    return 1 if report["failures"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
