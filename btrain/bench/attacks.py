@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from btrain.adversary import adversary_names
-from btrain.adversary.registry import HONEST
+from btrain.adversary.registry import adversary_class
 from btrain.bench.chain import Chain, Schedule, detection
 
 MEMBERS: Final = 16
@@ -157,7 +157,8 @@ def matches(names: Sequence[str], seeds: int) -> list[Match]:
     """Every name among 8 and 16 members, and the class of attacks that only audits find on more seeds."""
     found = []
     for name in names:
-        rounds = 12 if name in HONEST else 60
+        adversary = adversary_class(name)
+        rounds = 60 if adversary is not None and adversary.outcome == "banned" else 16
         found += [Match(name, 8, 3, seed, rounds) for seed in range(2)]
     for byzantine in BYZANTINE:
         found += [Match("sign_flip", MEMBERS, byzantine, seed) for seed in range(seeds)]

@@ -1,10 +1,10 @@
 """The chain of roles and audits alone: who validates, whom an audit hits, when votes and sweeps ban. No bytes.
 
 One validator a round is drawn from the present members and audits, in private, one worker of the round before that is
-not itself. An honest validator of round t that hits a cheat accuses; verdicts stand in the Commits of t + 1, so block
-t + 1 bans and the member is gone from t + 2 on. A validator of the coalition clears everybody. With the sweep, a block
-B that proves a cheat of round s has all workers of s and of s + 1 audited by b + 1 members, one of them honest: block
-B + `SWEEP_BLOCKS` bans all who cheated in one of the two.
+not itself. An honest validator of round t that hits a cheat accuses; others recompute beside training, and block
+t + `VOTE_BLOCKS` bans. A validator of the coalition clears everybody. With the sweep, a block B that proves a cheat of
+round s has all workers of s and s + 1 audited by b + 1 members, one of them honest: block B + `SWEEP_BLOCKS` bans all
+who cheated in one of the two.
 
 Shapes: R runs, N members; the coalition has the first B columns, which changes nothing since every draw is fair.
 """
@@ -21,7 +21,8 @@ import numpy.typing as npt
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-SWEEP_BLOCKS = 3  # audits from the round after the ban on, beside training; verdicts in the Commits after that
+VOTE_BLOCKS = 2  # as the whole protocol mostly takes when rounds are short and every honest vote is needed; else 1
+SWEEP_BLOCKS = 3  # audits from the round after the ban on, then votes
 ROUNDS_MAX = 2000  # who is not banned by then is not banned
 NEVER = -1
 
@@ -77,7 +78,7 @@ class Play:
         self._random = np.random.default_rng(seed)
         self._convicted_R = np.zeros(runs, bool)
         nobody = np.zeros_like(self.present_RN)
-        self._works = [Work(0, nobody, nobody)] * 3  # the last three rounds
+        self._works = [Work(0, nobody, nobody)] * (VOTE_BLOCKS + 2)  # as old as a proof can be
         self._due: dict[int, list[tuple[Work | None, Bools]]] = {}  # block -> (round it proves, whom it bans [R, N])
 
     @property
@@ -112,7 +113,7 @@ class Play:
         return able_RN & (rank_RN < wanted_R[:, None])
 
     def _audit(self, validators_RN: Bools, before: Work) -> None:
-        """Every honest validator draws one worker of the round before; the next block bans it if it cheated."""
+        """Every honest validator draws one worker of the round before and accuses it if it cheated."""
         rows_R = np.arange(self.runs)
         guilty_RN = np.zeros_like(validators_RN)
         left_RN = validators_RN & ~self.coalition_N
@@ -125,7 +126,7 @@ class Play:
             hit_R = acting_R & able_RN.any(1) & before.cheats[rows_R, target_R]
             guilty_RN[rows_R[hit_R], target_R[hit_R]] = True
         if guilty_RN.any():
-            self._due.setdefault(self.number + 1, []).append((before, guilty_RN))
+            self._due.setdefault(self.number + VOTE_BLOCKS, []).append((before, guilty_RN))
 
     def _certify(self) -> None:
         """The block: bans that are due, and the sweeps that they open."""

@@ -51,7 +51,8 @@ CHAIN: Final = """\
 ## How soon audits find a coalition
 
 Roles and audits alone, {runs} runs a row, one audit a round: rounds to the block of the first and of the last ban,
-median / p95. No message is lost and no vote late. The attackers abstain where a vote would bar them from validating.
+median / p95. An audit of a round begins in the next, the block after that bans, that of a sweep comes three blocks later:
+what the whole protocol below mostly takes. The attackers abstain where a vote would bar them from validating.
 """
 CONFIRMED: Final = "The whole protocol in virtual time, sign_flip from round 3 on, one number a seed:\n"
 LOSSES: Final = """\

@@ -12,6 +12,7 @@ import torch
 
 from btrain.bench import attacks, scoreboard
 from btrain.bench.attacks import Match, job_of, loss_rows, matches, protocol_rows, run_jobs, with_option
+from btrain.bench.chain import VOTE_BLOCKS
 from btrain.bench.contest import Cell, Contest, Gradients, contest
 from btrain.errors import ConfigError
 
@@ -125,7 +126,7 @@ def test_an_attack_costs_and_is_over_when_all_are_banned() -> None:
     honest = contest(Cell(rounds=40))
     attacked = Contest(Cell("sign_flip:from=5", 7, rounds=40))
     assert attacked.train().train > 1.2 * honest.train
-    assert attacked.play.over and bool((attacked.play.first_R >= 7).all())
+    assert attacked.play.over and bool((attacked.play.first_R >= 5 + 1 + VOTE_BLOCKS).all())
     assert contest(Cell(rounds=40)) == honest
 
 
