@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from btrain.adversary import adversary_names
-from btrain.adversary.registry import adversary_class
+from btrain.adversary import Adversary, adversary_names, get_adversary
 from btrain.bench.chain import Chain, Schedule, detection
 
 MEMBERS: Final = 16
@@ -39,6 +38,16 @@ GRADIENT_ATTACKS: Final = (
     "label_flip", "delayed", "min_max", "mimic",
 )  # fmt: skip
 WHEN: Final = {"from round 50": "from=50", "1 round in 10": "from=50,every=10", "from round 1": "from=1"}
+VARIANTS: Final = (
+    *(f"equivocate:kind={kind}" for kind in ("result", "reveal", "vote", "final", "missing", "accusation", "charge")),
+    *(f"equivocate:kind={kind}" for kind in ("quit", "lock", "proposal")),
+    "bad_proposal:kind=void",
+    "bad_proposal:kind=two",
+    "false_accuse:charge=true",
+    "alie+rubber_stamp",
+    "sign_flip+abort_link",
+    "sign_flip:every=5",
+)
 PLAIN: Final = ("centered_clip", "mean")
 UNDETECTED: Final = "just_inside_tolerance"
 
@@ -154,11 +163,11 @@ def chain_rows(runs: int) -> list[dict[str, Any]]:
 
 
 def matches(names: Sequence[str], seeds: int) -> list[Match]:
-    """Every name among 8 and 16 members, and the class of attacks that only audits find on more seeds."""
+    """Every attack among 8 members; among 16 that which stands for all that only audits find."""
     found = []
     for name in names:
-        adversary = adversary_class(name)
-        rounds = 60 if adversary is not None and adversary.outcome == "banned" else 16
+        behaviour = get_adversary(name)
+        rounds = 60 if isinstance(behaviour, Adversary) and behaviour.outcome == "banned" else 16
         found += [Match(name, 8, 3, seed, rounds) for seed in range(2)]
     for byzantine in BYZANTINE:
         found += [Match("sign_flip", MEMBERS, byzantine, seed) for seed in range(seeds)]
@@ -253,7 +262,7 @@ def document(options: argparse.Namespace) -> dict[str, Any]:
     """Measure everything that was asked for."""
     wanted: dict[str, list[Any]] = {}
     if "protocol" in options.parts:
-        wanted["protocol"] = matches(options.names or adversary_names(), options.protocol_seeds)
+        wanted["protocol"] = matches(options.names or (*adversary_names(), *VARIANTS), options.protocol_seeds)
     if "losses" in options.parts:
         wanted["losses"] = cells(options.seeds, options.rounds)
     jobs = [job_of(kind, what) for kind, several in wanted.items() for what in several]
@@ -283,7 +292,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON document instead of tables")
     parser.add_argument("--parts", nargs="+", choices=("chain", "protocol", "losses"),
                         default=["chain", "protocol", "losses"], help="what to measure")  # fmt: skip
-    parser.add_argument("--names", nargs="+", choices=adversary_names(), metavar="NAME", help="attacks on the protocol")
+    parser.add_argument("--names", nargs="+", metavar="NAME[:key=value,...]", help="attacks on the protocol")
     parser.add_argument("--chain-runs", type=int, default=CHAIN_RUNS, help="runs of the chain for each of its rows")
     parser.add_argument("--protocol-seeds", type=int, default=5, help="runs of the protocol with 16 members")
     parser.add_argument("--seeds", type=int, default=4, help="training runs for each attack")

@@ -51,8 +51,8 @@ CHAIN: Final = """\
 ## How soon audits find a coalition
 
 Roles and audits alone, {runs} runs a row, one audit a round: rounds to the block of the first and of the last ban,
-median / p95. An audit of a round begins in the next, the block after that bans, that of a sweep comes three blocks later:
-what the whole protocol below mostly takes. The attackers abstain where a vote would bar them from validating.
+median / p95. A round is audited in the next, the block two rounds later bans, that of a sweep comes three blocks after
+it: what the whole protocol mostly takes. The attackers abstain where a vote would bar them from validating.
 """
 CONFIRMED: Final = "The whole protocol in virtual time, sign_flip from round 3 on, one number a seed:\n"
 LOSSES: Final = """\
@@ -176,9 +176,10 @@ def met(row: Row) -> str:
     """What became of the attackers."""
     if row["deeds"]:
         return "; ".join(FOUND_BY.get(deed, deed.replace("_", " ")) for deed in row["deeds"])
-    if any(row["absent"]) and row["attack"] not in BOUNDS:
+    name = row["attack"].partition(":")[0]
+    if any(row["absent"]) and name not in BOUNDS:
         return SILENT
-    return BOUNDS.get(row["attack"], "no harm in these runs")
+    return BOUNDS.get(name, "no harm in these runs")
 
 
 # --- the figure ---
