@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from btrain.errors import BtrainError
+from btrain.errors import BtrainError, ConfigError
 from btrain.identity import peer_id_text, read_key
 from btrain.monitor import CLIPPED_SHARE_MAX
 from btrain.storage.streams import read_json_lines
@@ -20,7 +20,9 @@ OPEN_FILES_MIN = 1024
 
 
 def examine(run_dir: Path | None) -> dict[str, Any]:
-    """The machine, and the run directory if one is given. Raises StorageError, CorruptFile for a damaged one."""
+    """The machine, and the run directory if one is given. Raises ConfigError, StorageError, CorruptFile for that."""
+    if run_dir is not None and not run_dir.is_dir():
+        raise ConfigError(f"{run_dir}: is no run directory")
     document: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(terse=True),

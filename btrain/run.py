@@ -96,6 +96,7 @@ class Run:
         if self.options.device is not None:
             local = loaded.local.model_copy(update={"device": self.options.device})
             loaded = loaded.model_copy(update={"local": local})
+        self._behaviour = _behaviour(self.options, loaded.seed)
         base = None if isinstance(config, RunConfig) else Path(config).resolve().parent
         self.task, self._listener = task, on_event
         opaque = loaded.data is None or isinstance(model, Parameters)
@@ -175,7 +176,7 @@ class Run:
         from btrain.peer.setting import Setting, begin
         from btrain.peer.shell import Shell
 
-        config, options = self.config, self.options
+        config, options, behaviour = self.config, self.options, self._behaviour
         run_dir = options.run_dir or Path(config.local.run_dir)
         identity = options.identity or config.local.identity or RunDirectory.identity_path(run_dir)
         key_file = self._resources.enter_context(KeyFile.open_or_create(identity))
@@ -183,7 +184,6 @@ class Run:
             RunDirectory.open(run_dir, contract=config.contract_hash(), identity=key_file.key.public_key)
         )
         self._directory.save_config(config.to_yaml())
-        behaviour = self._behaviour()
         learning = Learning(trainer, self.oracle, behaviour)
         if self.oracle is None:
             self._warn(
@@ -203,16 +203,6 @@ class Run:
         self._learning = learning
         self._thread = threading.Thread(target=self._shell.serve, name="btrain-protocol", daemon=True)
         self._thread.start()
-
-    def _behaviour(self) -> Behaviour:
-        if self.options.adversary is None:
-            return Behaviour()
-        from btrain.adversary import get_adversary
-
-        coalition = frozenset(peer_id_bytes(text) for text in self.options.coalition)
-        return get_adversary(
-            self.options.adversary, coalition=coalition, attack_from=self.options.attack_from, seed=self.config.seed
-        )
 
     def leave(self) -> None:
         """Ask to leave in order; `batches` ends soon after. From any thread, also from a signal's handler."""
@@ -452,6 +442,15 @@ class Run:
 
 
 _METRICS = ("step", "void", "contributors", "clipped_share", "seconds")
+
+
+def _behaviour(options: PeerOptions, seed: int) -> Behaviour:
+    if options.adversary is None:
+        return Behaviour()
+    from btrain.adversary import get_adversary
+
+    coalition = frozenset(peer_id_bytes(text) for text in options.coalition)
+    return get_adversary(options.adversary, coalition=coalition, attack_from=options.attack_from, seed=seed)
 
 
 def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from btrain.errors import ConfigError
 from btrain.identity import short_id
-from btrain.storage.durable import StorageError
 from btrain.storage.run_directory import list_run
 from btrain.storage.streams import read_json_lines
 
@@ -16,14 +16,14 @@ SILENT_S = 30.0
 
 
 def read_status_of(path: Path) -> dict[str, Any]:
-    """A peer's directory or a swarm's. Raises StorageError if there is no run, CorruptFile for damaged streams."""
+    """A peer's directory or a swarm's. Raises ConfigError if there is no run, CorruptFile for damaged streams."""
     if not path.is_dir():
-        raise StorageError(f"{path}: is no run directory")
+        raise ConfigError(f"{path}: is no run directory")
     folders = (
         [path] if _is_peer(path) else sorted(filter(_is_peer, path.iterdir()), key=lambda p: (len(p.name), p.name))
     )
     if not folders:
-        raise StorageError(f"{path}: no peer has run here: no events.jsonl in it or in a folder of it")
+        raise ConfigError(f"{path}: no peer has run here: no events.jsonl in it or in a folder of it")
     peers = [_peer(folder) for folder in folders]
     banned = {ban["peer_id"] for peer in peers for ban in peer["bans"]}
     for peer in peers:

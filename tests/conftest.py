@@ -26,6 +26,7 @@ _OF_PROCESSES = (
     "peer/",
     "swarm/test_attacks.py",
     "swarm/test_processes.py",
+    "swarm/test_sizes.py",
     "p2p/test_processes.py",
 )
 

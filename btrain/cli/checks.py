@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from btrain.cli.output import AsJson, output
+from btrain.errors import ConfigError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,6 +39,8 @@ def evidence(
     from btrain.verify import evidence_text, verify_evidence_file
 
     with output(as_json) as out:
+        if not file.is_file():
+            raise ConfigError(f"{file}: no such file; a run directory keeps them in its folder `evidence`")
         document = verify_evidence_file(file)
         out.document(document, evidence_text(document))
 

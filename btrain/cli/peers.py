@@ -10,9 +10,9 @@ import typer
 from btrain.cli.options import ConfigFile, Settings, overrides
 from btrain.cli.output import AsJson, output
 from btrain.config import RunConfig, contract_difference, load
-from btrain.errors import ContractError
+from btrain.errors import ConfigError, ContractError
 from btrain.identity import read_key
-from btrain.storage.run_directory import read_binding
+from btrain.storage.run_directory import run_was_founded
 
 
 def add_to(app: typer.Typer) -> None:
@@ -68,8 +68,10 @@ def _check_directory(config: RunConfig) -> None:
     run_dir, key = config.local.run_dir, config.local.identity_path
     if key.exists():
         read_key(key)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"{run_dir}: is no folder; name another --run-dir")
     kept = run_dir / "config.yaml"
-    if read_binding(run_dir) is None or not kept.exists() or config.data is None:
+    if not run_was_founded(run_dir) or not kept.exists() or config.data is None:
         return
     before = load(kept)
     if config.data.fingerprint is None and before.data is not None and before.data.fingerprint is not None:

@@ -13,7 +13,7 @@ from btrain.p2p.addresses import parse_peer_address
 from btrain.p2p.errors import LinkLost, MalformedAddress, PeerUnreachable, WrongPeer, WrongRun
 from btrain.protocol.encoding import PeerId
 
-PATIENCE_S = 9.0  # how long addresses are tried; one attempt, of at most 10 s, may follow
+PATIENCE_S = 6.0  # how long addresses are tried; one attempt, of at most 10 s, may follow
 PAUSE_S = 0.5
 ALONE_PAUSE_S = 5.0
 

@@ -30,7 +30,7 @@ from btrain.protocol.pieces import assemble, cut
 from btrain.storage.blob_store import CorruptBlob
 from btrain.storage.durable import CorruptFile, replace_file
 from btrain.storage.journal import JournalEntry
-from btrain.storage.run_directory import RunDirectory
+from btrain.storage.run_directory import CHAIN_SALT, GENESIS, RunDirectory
 from btrain.storage.signed_log import SignedEnvelope
 from btrain.training import states_close
 
@@ -75,7 +75,7 @@ class Store:
         Raises:
             CorruptFile: the file is damaged.
         """
-        path = self.directory.path / "genesis"
+        path = self.directory.path / GENESIS
         if not path.exists():
             return None
         try:
@@ -88,11 +88,11 @@ class Store:
 
     def save_genesis(self, founded: Founded) -> None:
         """Keep the genesis; a run directory has one."""
-        replace_file(self.directory.path / "genesis", msgspec.msgpack.encode(founded))
+        replace_file(self.directory.path / GENESIS, msgspec.msgpack.encode(founded))
 
     def chain_salt(self, fresh: bytes) -> bytes:
         """The salt of this peer's hash chain: `fresh` the first time, then always the same."""
-        path = self.directory.path / "chain.salt"
+        path = self.directory.path / CHAIN_SALT
         if not path.exists():
             replace_file(path, fresh)
         salt = path.read_bytes()

@@ -88,7 +88,9 @@ def cast_attackers(
     The last `byzantine` peers take the attacks in turn; one with a fate (`HONEST`) is honest. Raises ConfigError.
     """
     if byzantine and not attacks:
-        raise ConfigError("--byzantine without --attack: name what they do")
+        raise ConfigError(f"--byzantine {byzantine}: name what they do with --attack, for example sign_flip")
+    if attacks and not byzantine:
+        raise ConfigError(f"--attack {attacks[0]}: say how many attack with --byzantine")
     first = len(keys) - byzantine
     specs = {first + i: attacks[i % len(attacks)] for i in range(byzantine)}
     hostile = {i for i, spec in specs.items() if attack_name(spec) not in HONEST}

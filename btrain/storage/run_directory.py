@@ -3,6 +3,7 @@
 config.yaml        the run's configuration as this peer read it
 identity.key       this peer's key, unless it lies elsewhere (see btrain.identity)
 run.json           which contract and which identity the directory belongs to
+genesis            of the run, once it is founded      chain.salt    of this peer's hash chain in it
 signed.log         what was signed, by slot          journal       the open round
 ledger             blocks and certificates           evidence/     proofs of misdeeds
 custody/           parts and results of late rounds  checkpoints/  safetensors
@@ -32,6 +33,7 @@ from btrain.storage.signed_log import SignedLog
 from btrain.storage.streams import JsonLines, write_status
 
 CUSTODY_BYTES_MAX = 64 * 1024**3
+GENESIS, CHAIN_SALT = "genesis", "chain.salt"
 
 
 class RunDirectoryBusy(ConfigError):
@@ -94,9 +96,14 @@ class RunDirectory:
     ) -> Self:
         """Create or open the directory for the contract (its hash) and the identity (public key).
 
-        Raises RunDirectoryBusy, OtherContract, OtherIdentity, SignedLogMissing, CorruptFile, StorageFull, StorageError.
+        A directory whose run was never founded may change its contract.
+
+        Raises ConfigError, RunDirectoryBusy, OtherContract, OtherIdentity, SignedLogMissing, CorruptFile, StorageFull,
+        StorageError.
         """
         path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: is no folder; name another --run-dir")
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "evidence").mkdir(exist_ok=True)
@@ -163,6 +170,11 @@ class RunDirectory:
         self.close()
 
 
+def run_was_founded(path: Path) -> bool:
+    """Whether the directory holds the genesis of a run. Before, its peer has said nothing that binds it."""
+    return (path / GENESIS).exists()
+
+
 def read_binding(path: Path) -> RunBinding | None:
     """Whom the run directory belongs to, None if nobody has run in it; raises CorruptFile, StorageError."""
     file = path / "run.json"
@@ -178,6 +190,9 @@ def read_binding(path: Path) -> RunBinding | None:
 
 def _bind(path: Path, binding: RunBinding) -> None:
     known = read_binding(path)
+    if known is not None and known.contract != binding.contract and not run_was_founded(path):
+        (path / CHAIN_SALT).unlink(missing_ok=True)  # a hash chain is for one run
+        known = None
     if known is None:
         SignedLog.open(path / "signed.log").close()  # before run.json, which says that it must be there
         replace_file(path / "run.json", msgspec.json.encode(binding) + b"\n")

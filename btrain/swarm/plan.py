@@ -110,10 +110,16 @@ class SwarmPlan:
         listening = listening.model_copy(update={"identity": None, "run_dir": self.run_dir})
         return self.config.model_copy(update={"local": listening}).to_yaml()
 
-    def prepare(self) -> list[PlannedPeer]:
-        """Make the folders and keys. Raises ConfigError if something is there already, StorageError, IdentityError."""
+    def check_folder(self) -> None:
+        """Raise ConfigError if something is there already."""
+        if self.run_dir.exists() and not self.run_dir.is_dir():
+            raise ConfigError(f"{self.run_dir}: is no folder; a swarm starts in a new --run-dir")
         if self.run_dir.exists() and any(self.run_dir.iterdir()):
             raise ConfigError(f"{self.run_dir}: is not empty; a swarm starts in a new --run-dir")
+
+    def prepare(self) -> list[PlannedPeer]:
+        """Make the folders and keys. Raises ConfigError if something is there already, StorageError, IdentityError."""
+        self.check_folder()
         planned = []
         try:
             for index in range(self.peers):

@@ -78,6 +78,7 @@ def run_swarm(plan: SwarmPlan, say: Say, *, live: bool) -> Closing:
 
     Raises SwarmFailed, and the ConfigError, NetworkError or IdentityError that kept a peer from starting.
     """
+    plan.check_folder()
     start_server()
     interrupts = Interrupts()
     try:

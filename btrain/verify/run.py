@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from btrain.errors import BtrainError
+from btrain.errors import BtrainError, ConfigError
 from btrain.identity import short_id
-from btrain.storage.durable import StorageError
 from btrain.verify.evidence import check_file, record_around
 from btrain.verify.ledger import LedgerAudit, audit_ledger
 from btrain.verify.reading import GENESIS
@@ -17,13 +16,13 @@ from btrain.verify.reading import GENESIS
 def audit_run(path: Path) -> dict[str, Any]:
     """Verify everything under `path`; `ok` is false and `faults` names every place where something does not hold.
 
-    Raises StorageError if there is no run to verify.
+    Raises ConfigError if there is no run to verify.
     """
     folders = [path] if (path / GENESIS).exists() else sorted(
         (folder.parent for folder in path.glob(f"*/{GENESIS}")), key=_natural
     )  # fmt: skip
     if not folders:
-        raise StorageError(f"{path}: holds no run: no {GENESIS} in it or in a folder of it")
+        raise ConfigError(f"{path}: holds no run: no {GENESIS} in it or in a folder of it")
     audits: list[LedgerAudit] = []
     faults: list[str] = []
     for folder in folders:

@@ -124,6 +124,7 @@ def test_a_directory_of_another_run_is_refused_with_the_field_before_anything_is
     run("init", "gpt", "-o", file)
     run_dir.mkdir()
     (run_dir / "run.json").write_text('{"v":1,"contract":"00","identity":"x"}')
+    (run_dir / "genesis").touch()
     (run_dir / "config.yaml").write_text(load(file, ["seed=4"]).to_yaml())
     code, _, stderr = run("peer", "--config", file, "--run-dir", run_dir)
     assert code == 5 and str(run_dir) in stderr and "seed: 0 here, 4 there" in stderr

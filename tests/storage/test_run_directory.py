@@ -16,6 +16,7 @@ from btrain.storage.run_directory import (
     RunDirectoryBusy,
     SignedLogMissing,
     list_run,
+    read_binding,
 )
 
 CONTRACT = bytes(range(32))
@@ -109,6 +110,7 @@ def test_another_contract_or_identity_is_refused_and_nothing_is_changed(tmp_path
     path = tmp_path / "run"
     with open_run(path) as run:
         fill(run)
+    (path / "genesis").write_bytes(b"of a run")
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != "lock"}
     with pytest.raises(OtherContract, match=r"another contract \(000102030405, this one is 636363636363\)") as contract:
         open_run(path, contract=b"c" * 32)
@@ -118,6 +120,18 @@ def test_another_contract_or_identity_is_refused_and_nothing_is_changed(tmp_path
     assert isinstance(identity.value, IdentityError)
     assert {file: file.read_bytes() for file in before} == before
     open_run(path).close()
+
+
+def test_before_the_run_is_founded_the_contract_may_change(tmp_path: Path) -> None:
+    """Start, see a mistake in run.yaml, stop, start again. A hash chain that was published is not used again."""
+    open_run(tmp_path).close()
+    (tmp_path / "chain.salt").write_bytes(bytes(32))
+    open_run(tmp_path, contract=b"c" * 32).close()
+    assert not (tmp_path / "chain.salt").exists()
+    binding = read_binding(tmp_path)
+    assert binding is not None and binding.contract == (b"c" * 32).hex()
+    with pytest.raises(OtherIdentity):
+        open_run(tmp_path, contract=b"c" * 32, identity=b"\x22" * 32)
 
 
 def test_a_lost_signed_log_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
@@ -146,7 +160,7 @@ def test_damage_is_named_and_leaves_nothing_open(tmp_path: Path, name: str) -> N
 
 def test_an_unusable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=f"{tmp_path / 'file'}"):
+    with pytest.raises(ConfigError, match=f"{tmp_path / 'file'}: is no folder"):
         open_run(tmp_path / "file")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from btrain.templates import template
+from btrain.verify import audit_run
+from tests.swarm.commands import btrain, swarm
 
 BANNED = (
     "sign_flip",
@@ -28,38 +28,23 @@ BANNED = (
 SILENT = ("edge_late:late=12", "freeze")  # by default some get in with every Commit
 
 
-def swarm(folder: Path, attack: str, rounds: int) -> dict[str, object]:
-    """The document of eight peers, three of which do this."""
-    (folder / "run.yaml").write_text(template("digits"))
-    command = [
-        sys.executable, "-m", "btrain", "swarm", "--peers", "8", "--byzantine", "3", "--attack", attack,
-        "--set", f"rounds={rounds}", "--run-dir", "run", "--json",
-    ]  # fmt: skip
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=1200)
-    assert result.returncode == 0, result.stderr
-    document: dict[str, object] = json.loads(result.stdout)
-    assert document["false_bans"] == 0 and document["digests_equal"]
-    return document
+def attacked(folder: Path, attack: str, rounds: int) -> list[dict[str, Any]]:
+    """The three of eight peers that do this, as the closing document tells of them."""
+    document = swarm(
+        folder, template("digits"), "--peers", "8", "--byzantine", "3", "--attack", attack, "--set", f"rounds={rounds}"
+    )
+    return [peer for peer in document["peers"] if peer["byzantine"]]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("attack", BANNED)
 def test_attackers_are_banned_on_evidence_that_verifies(attack: str, tmp_path: Path) -> None:
-    peers = swarm(tmp_path, attack, rounds=80)["peers"]
-    attackers = [peer for peer in peers if peer["byzantine"]]  # type: ignore[attr-defined]
+    attackers = attacked(tmp_path, attack, rounds=80)
     assert [peer["status"] for peer in attackers] == ["banned"] * 3
     for file in (path for peer in attackers for path in peer["evidence"]):
-        subprocess.run(
-            [sys.executable, "-m", "btrain", "evidence", file],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            timeout=100,
-        )
-    audit = subprocess.run(
-        [sys.executable, "-m", "btrain", "audit", "run"], cwd=tmp_path, capture_output=True, check=False, timeout=300
-    )
+        assert btrain("evidence", file, cwd=tmp_path).returncode == 0
+    audit = btrain("audit", "run", cwd=tmp_path)
     assert audit.returncode == 0, audit.stdout
 
 
@@ -67,8 +52,28 @@ def test_attackers_are_banned_on_evidence_that_verifies(attack: str, tmp_path: P
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("attack", SILENT)
 def test_silence_and_lateness_cost_a_seat_and_ban_nobody_honest(attack: str, tmp_path: Path) -> None:
-    peers = swarm(tmp_path, attack, rounds=8)["peers"]
+    attackers = attacked(tmp_path, attack, rounds=8)
     events = "".join(file.read_text() for file in tmp_path.glob("run/peer-*/events.jsonl"))
-    for peer in (peer for peer in peers if peer["byzantine"]):  # type: ignore[attr-defined]
+    for peer in attackers:
         absences = [line for line in events.splitlines() if '"absent":[' in line and peer["peer_id"] in line]
         assert peer["status"] in {"absent", "banned"} or absences, attack
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_changed_byte_of_a_real_run_is_found_and_named(tmp_path: Path) -> None:
+    """In the ledger (blocks and certificates) and in every evidence file, at bytes spread over each of them."""
+    attackers = attacked(tmp_path, "nan", rounds=10)
+    assert [peer["status"] for peer in attackers] == ["banned"] * 3
+    folder = tmp_path / "run" / "peer-0"
+    assert audit_run(tmp_path / "run")["ok"]
+    evidence = sorted((folder / "evidence").iterdir())
+    assert len(evidence) == 3
+    for file in (folder / "ledger", *evidence):
+        intact = file.read_bytes()
+        for position in range(7, len(intact), len(intact) // 24):
+            file.write_bytes(intact[:position] + bytes([intact[position] ^ 1]) + intact[position + 1 :])
+            document = audit_run(folder)
+            assert not document["ok"] and any(str(file) in fault for fault in document["faults"]), position
+        file.write_bytes(intact)
+    assert audit_run(folder)["ok"]

@@ -11,11 +11,10 @@ import pytest
 
 from btrain.checkpoint import load_checkpoint, save_checkpoint
 from btrain.config import loads
-from btrain.errors import VerificationError
+from btrain.errors import ConfigError, VerificationError
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.ledger import open_block
 from btrain.simulation.scenario import Scenario, stage
-from btrain.storage.durable import StorageError
 from btrain.storage.ledger_file import LedgerFile, StoredBlock, read_ledger
 from btrain.templates import template
 from btrain.verify import audit_run, audit_text
@@ -196,5 +195,5 @@ def test_ledgers_of_two_runs_in_one_folder_are_found(run_dir: Path, write_out: W
 
 
 def test_a_folder_without_a_run_is_no_success(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="holds no run"):
+    with pytest.raises(ConfigError, match="holds no run"):
         audit_run(tmp_path)
