@@ -42,6 +42,7 @@ WRONG = [
     ("swarm --byzantine 1", 2, ["--byzantine 1", "--attack"]),
     ("swarm --attack nan", 2, ["--attack nan", "--byzantine"]),
     ("swarm --byzantine 1 --attack nan --attack-from 120", 2, ["--attack-from 120", "119"]),
+    ("swarm --byzantine 1 --attack broken_link", 2, ["broken_link", "simulate"]),
     ("swarm --run-dir full", 2, ["full", "not empty"]),
     ("swarm --run-dir run.yaml", 2, ["run.yaml", "no folder"]),
     ("swarm --peers 65", 2, ["--peers"]),
