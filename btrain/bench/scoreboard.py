@@ -66,6 +66,11 @@ the rule itself costs: {train:.3f} (held-out {held_out:.3f}).
 **Bold** misses the aim: 5 % in the mean, 10 % for the worst seed when the attack starts after round 50; 10 % and 25 %
 from the first round on or in strikes. The held-out loss is `final.loss` of a run; the training loss is stricter here.
 """
+MISSED: Final = """\
+Beyond the aim on the training loss: {train}. On the held-out loss: {held_out}. These attacks turn the sum against the
+gradient by the whole clipping radius in each round until audit, votes and sweep have banned them, and the steps are
+largest early in a run.
+"""
 UNDETECTED: Final = """\
 **What is never found**: {attack}, in every round, {byzantine} of 16, each pushing against the honest mean as far as the
 tolerance T of an audit lets pass. Derived bound: where rounding hides it, a coherent shift of (T sqrt(3 s / rms))^(2/3)
@@ -147,16 +152,27 @@ def loss_section(losses: Row) -> list[str]:
     for split, title in (("train", "training loss"), ("held_out", "held-out loss")):
         rows = [[attack, *(share(found[attack, *column], split) for column in columns)] for attack in attacks]
         lines.append(table([title, *(f"{b} of 16, {when}" for b, when in columns)], rows))
+    lines.append(MISSED.format(**{split: _missed(swept, split) for split in ("train", "held_out")}))
     lines += [UNDETECTED.format(**row) for row in losses["rows"] if row["verification"] == "off"]
     return lines
+
+
+def _missed(rows: Sequence[Row], split: str) -> str:
+    beyond = [f"{row['attack']} ({row['byzantine']} of 16, {row['when']})" for row in rows if not reaches(row, split)]
+    return ", ".join(beyond) or "none"
+
+
+def reaches(row: Row, split: str) -> bool:
+    """Whether mean and worst seed are within the aim."""
+    most_mean, most_worst = AIMS[row["when"]]
+    return bool(row[f"{split}_mean"] <= most_mean and row[f"{split}_worst"] <= most_worst)
 
 
 def share(row: Row, split: str) -> str:
     """Mean and worst seed, bold where an aim is missed."""
     mean, worst = row[f"{split}_mean"], row[f"{split}_worst"]
     shown = f"{mean:.3f} ({worst:.3f})" if math.isfinite(mean) else "diverged"
-    most_mean, most_worst = AIMS[row["when"]]
-    return shown if mean <= most_mean and worst <= most_worst else f"**{shown}**"
+    return shown if reaches(row, split) else f"**{shown}**"
 
 
 # --- the whole protocol ---
