@@ -10,9 +10,11 @@ import torch
 from btrain.adversary.adversary import Adversary
 from btrain.kernels import QuantizedBlocks, dequantize_blockwise, quantize_blockwise
 from btrain.protocol.exchange import leaf_of, with_leaves
+from btrain.protocol.messages import Commit, Message, Missing
 from btrain.protocol.reduction import ReducedPart, reduce_committed
 
 if TYPE_CHECKING:
+    from btrain.protocol.desk import Desk
     from btrain.protocol.round import Round
 
 
@@ -54,3 +56,21 @@ class DropContributor(Adversary):
         wrong = reduce_committed(rest, round.roles.layout.part_numel(part), exchange.rule)
         share = dict(zip(sorted(rest), wrong.coefficients, strict=False))
         return replace(wrong, coefficients=tuple(share.get(worker, 0.0) for worker in sorted(inputs)))
+
+
+@dataclass
+class ComplaintFlood(Adversary):
+    """Says that it lacks the parts of as many honest workers as it may name, twice: each sends more, through relays."""
+
+    name = "complaint_flood"
+
+    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
+        """Send a statement; with the Commit the complaints."""
+        desk.broadcast(message)
+        part = round.roles.owned(round.me)
+        if not self.attacks(round.round) or not isinstance(message.body, Commit) or part is None:
+            return
+        named = tuple(self.honest_workers(round)[: round.statements.lacking_max])
+        for index in (0, 1):
+            body = Missing(part, named)
+            desk.broadcast(desk.sign(desk.statement(body, prev=round.state.head, round=round.round, index=index)))

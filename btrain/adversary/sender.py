@@ -112,18 +112,18 @@ class AbortLink(Withholding):
 
 @dataclass
 class WithholdPart(Adversary):
-    """Commits to all parts and gives the honest aggregators none."""
+    """Commits to all parts and gives them to no honest aggregator and no relay, or not to `aggregators` of these."""
 
     name = "withhold_part"
+    aggregators: int = 0
     _withheld: set[bytes] = field(default_factory=set, init=False, repr=False)
 
     def parts(self, parts: list[bytes], round: Round) -> list[bytes]:
         """The honest parts; those of honest aggregators are remembered."""
         if self.attacks(round.round):
             owners = [round.roles.aggregator(part, 0) for part in range(len(parts))]
-            self._withheld = {
-                digest(part) for part, owner in zip(parts, owners, strict=True) if owner not in self.coalition
-            }
+            honest = [digest(part) for part, owner in zip(parts, owners, strict=True) if owner not in self.coalition]
+            self._withheld = set(honest[: self.aggregators or None])
         return parts
 
     def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
@@ -141,6 +141,38 @@ class Freeze(Adversary):
     def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
         """Nothing is sent."""
         return [e for e in effects if not (isinstance(e, Send | PushBlob) and self.attacks(round))]
+
+
+@dataclass
+class Flap(Freeze):
+    """Falls silent for `span` rounds, is heard for as many, and so on."""
+
+    name = "flap"
+    span: int = 2
+
+    def attacks(self, round: int) -> bool:
+        """Whether this round is a silent one."""
+        return super().attacks(round) and (round // max(1, self.span)) % 2 == 0
+
+
+@dataclass
+class SlowDrip(Adversary):
+    """Says everything `delay` Delta late, so that each step waits for it and none is missed."""
+
+    name = "slow_drip"
+    delay: float = 0.9
+    _delay_us: int = field(default=0, init=False, repr=False)
+
+    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
+        """Send a statement."""
+        self._delay_us = int(self.delay * round.clock.delta_us)
+        desk.broadcast(message)
+
+    def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
+        """What an honest peer does, later."""
+        if not self.attacks(round):
+            return effects
+        return [replace(e, delay_us=e.delay_us + self._delay_us) if isinstance(e, Send) else e for e in effects]
 
 
 @dataclass

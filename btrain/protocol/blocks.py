@@ -88,6 +88,13 @@ class ListedVerdict(Record, frozen=True):
     verdict: Verdict
 
 
+class Reproach(Record, frozen=True):
+    """`member` saw `of` failing in the round before: late, or with a part or a result that did not come."""
+
+    member: Hash
+    of: Hash
+
+
 class Ban(Record, frozen=True):
     """A member proven guilty of `deed` in `round`; the hashes of the evidence that members listed."""
 
@@ -130,6 +137,7 @@ class Block(Record, frozen=True):
     compute_ms: U32  # median of what the members reported, 0 before there is a history
     transfer_ms: U32
     candidates: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)] = ()  # states that differ, as drawn
+    reproaches: Annotated[tuple[Reproach, ...], Listed] = ()
 
     @property
     def hash(self) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median_low
@@ -23,6 +23,7 @@ from btrain.protocol.blocks import (
     LinkEntry,
     ListedCharge,
     ListedVerdict,
+    Reproach,
     ResultEntry,
     open_block,
     open_genesis,
@@ -45,6 +46,7 @@ from btrain.protocol.messages import (
 from btrain.protocol.randomness import next_randomness
 from btrain.protocol.roles import Roles, draw_roles
 from btrain.protocol.roster import Roster, Seat
+from btrain.protocol.strikes import listed_reproaches, struck, with_reproaches
 from btrain.protocol.sweep import SWEEP_ROUNDS, Sweep, sweeps_after
 from btrain.protocol.verdicts import contradicted, decisive_verdicts, verdict_bans
 
@@ -165,6 +167,7 @@ class LedgerState:
             admissions={entry.peer: entry.chain_end for entry in block.admissions},
             barred=contradicted(self.roster, block.verdicts),
         )
+        roster = with_reproaches(roster, block, self.roles())
         return replace(
             self,
             round=block.round + 1,
@@ -241,6 +244,7 @@ def build_block(
     ordered_links = tuple(LinkEntry(peer, links[peer]) for peer in sorted(links))
     certified = contest.certified(state.round, state.roster, state.contest, bodies)
     randomness = next_randomness(state.randomness[1], state.round, [entry.link for entry in ordered_links])
+    reproaches = listed_reproaches(bodies)
     return Block(
         version=1,
         run=state.run,
@@ -259,12 +263,13 @@ def build_block(
         bans=_bans(state.roster, charges, verdicts),
         admissions=_admissions(state, bodies),
         departures=_departures(state, bodies),
-        absences=_absences(state, contribution, links),
+        absences=_absences(state, contribution.commits, links, reproaches),
         step=state.step + (void == 0),
         state=certified,
         compute_ms=_typical([body.compute_ms for body in bodies.values()], state.compute_ms),
         transfer_ms=_typical([body.transfer_ms for body in bodies.values()], state.transfer_ms),
         candidates=contest.candidates(state.round, state.roster, certified, bodies, randomness),
+        reproaches=reproaches,
     )
 
 
@@ -341,11 +346,15 @@ def _departures(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[Pe
     return tuple(leaving[: _spare(state)])
 
 
-def _absences(state: LedgerState, contribution: Contribution, links: Mapping[PeerId, bytes]) -> tuple[PeerId, ...]:
-    """Present members that sent no Commit in time, or committed and opened no link. A void decision blames nobody."""
-    if not contribution.commits:
+def _absences(
+    state: LedgerState, commits: Collection[PeerId], links: Collection[PeerId], reproaches: Sequence[Reproach]
+) -> tuple[PeerId, ...]:
+    """Present members that sent no Commit in time, or committed and opened no link, or were struck. A void decision
+    blames nobody."""
+    if not commits:
         return ()
-    return tuple(peer for peer in state.roster.present if peer not in contribution.commits or peer not in links)
+    lost = struck(state.roster, state.round, reproaches)
+    return tuple(p for p in state.roster.present if p not in commits or p not in links or p in lost)
 
 
 def _check(block: Block, state: LedgerState) -> None:
@@ -376,8 +385,11 @@ def _check(block: Block, state: LedgerState) -> None:
     voters = {c.member for c in block.charges} | {v.member for v in block.verdicts}
     require(voters <= set(committed), "votes: of a member without a commit")
     require(block.bans == _bans(roster, block.charges, block.verdicts), "bans: do not follow from the votes")
-    absent = tuple(p for p in roster.present if p not in committed or p not in linked) if committed else ()
-    require(block.absences == absent, "absences: do not follow from commits and links")
+    reproaching = {(reproach.member, reproach.of) for reproach in block.reproaches}
+    require({member for member, _ in reproaching} <= set(committed), "reproaches: of a member without a commit")
+    require(len(reproaching) == len(block.reproaches), "reproaches: one is listed twice")
+    absent = _absences(state, committed, linked, block.reproaches)
+    require(block.absences == absent, "absences: do not follow from commits, links and reproaches")
     require(len(block.departures) <= _spare(state), "departures: too few seats would be left")
     require(set(block.departures) <= set(roster.members), "departures: of a non-member")
     require(all(_admissible(entry.peer, state) for entry in block.admissions), "admissions: of one who may not enter")

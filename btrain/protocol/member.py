@@ -25,6 +25,7 @@ from btrain.protocol.effects import Drop, Effect, Halt, SetTimer
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import NotAMember, RemoteProtocolError, StaleMessage
 from btrain.protocol.healing import Comparison, Condition
+from btrain.protocol.hearing import Listeners
 from btrain.protocol.ledger import Block, LedgerState
 from btrain.protocol.messages import LISTED_MAX, Accusation, Charge, Commit, Join, Leave, Message, Verifier
 from btrain.protocol.packets import (
@@ -33,6 +34,7 @@ from btrain.protocol.packets import (
     BodyRequest,
     Envelopes,
     Founding,
+    HandOn,
     Offer,
     Refusal,
     Value,
@@ -93,7 +95,10 @@ class Member:
             self.routes,
             self._side_items,
         )
-        self._future: dict[PeerId, dict[bytes, Message]] = {}
+        self._future: dict[PeerId, dict[bytes, tuple[Message, PeerId]]] = {}  # and who delivered it
+        self._listeners: dict[int, Listeners] = {}  # by round
+        self._unheard: frozenset[PeerId] = frozenset()  # in the round before
+        self._reproaches: tuple[PeerId, ...] = ()
         self.condition = Condition(self.desk, state.charter.state_sync_every)
         self.comparison = Comparison(self.desk, self.condition, state.charter.state_tolerance)
         self._connected: set[PeerId] = set()
@@ -145,7 +150,7 @@ class Member:
         for round, kind, data in journal:
             if kind == "body":
                 message = self.desk.verifier.open(data, self.state.run)
-                self._future.setdefault(message.sender, {})[message.hash] = message
+                self._future.setdefault(message.sender, {})[message.hash] = (message, self.me)
             else:
                 self._snapshots.setdefault(round, {})[int(kind.removeprefix("engine:"))] = data
         self._settle(now)
@@ -275,6 +280,8 @@ class Member:
                 self.desk.event("refusal", peer=sender.hex(), reason=reason)
             case Offer() | Founding():
                 pass  # the shell's business: it compares contracts and founds runs
+            case HandOn():
+                self._hand_on(packet, sender)
             case ValueRequest() | Value() | BodyRequest():
                 self._about_decision(packet, sender, now)
 
@@ -292,6 +299,16 @@ class Member:
             target.answer_value(packet, sender)
         else:
             target.statements.answer(packet.hashes, sender)
+
+    def _hand_on(self, packet: HandOn, asker: PeerId) -> None:
+        """Tell a member from now on, and of what is known already, what others say whom it does not hear."""
+        roster, target = self.state.roster, self._round_of(packet.round)
+        if roster.seat(asker) is None or abs(packet.round - self.state.round) > 1:
+            return
+        listeners = self._listeners.setdefault(packet.round, Listeners())
+        fresh = listeners.ask(asker, packet.members, roster.faulty_max + 1)
+        if target is not None and fresh:
+            target.statements.send(target.statements.said_by(fresh), asker)
 
     def _take_envelope(self, envelope: bytes, sender: PeerId, now: int) -> None:
         """Take a statement; what its signer did wrong is no fault of who hands it on, and stops nothing else."""
@@ -328,14 +345,18 @@ class Member:
     def _await_round(self, message: Message, sender: PeerId, now: int) -> None:
         waiting = self._future.setdefault(message.sender, {})
         if len(waiting) < FUTURE_MAX:
-            waiting[message.hash] = message
+            waiting.setdefault(message.hash, (message, sender))
         if message.statement.round > self.state.round:
             self.chronicle.ask(sender, now)
 
     def _to_round(self, message: Message, sender: PeerId, now: int) -> None:
         target = self._round_of(message.statement.round)
         if target is not None and message.statement.prev == target.state.head:
+            target.hearing.heard(message, sender, now)
             target.receive(message, now)
+            if sender == message.sender and target.round in self._listeners:
+                for listener in self._listeners[target.round].of(sender):
+                    self.desk.send(Envelopes((message.data,)), listener)
         elif target is None and message.sender == sender and not _has_block(message):
             head = message.statement.prev
             self.chronicle.answer(sender, Where(message.statement.round, head), self.round, now)
@@ -387,17 +408,18 @@ class Member:
         if not self.leaving:
             self.seats.ask(self.state, self._post.chain.end)
         self.round.start(now)
+        self.round.cannot_hear(self._unheard)
         waiting, self._future = self._future, {}
-        for message in (m for by_hash in waiting.values() for m in by_hash.values()):
+        for message, deliverer in (entry for by_hash in waiting.values() for entry in by_hash.values()):
             if message.statement.round >= number:
-                self._again(message, now)
+                self._again(message, deliverer, now)
         self.desk.event("round", round=number, role=self._role(), members=len(self.state.roster.seats),
                         present=len(self.state.roster.present))  # fmt: skip
 
-    def _again(self, message: Message, now: int) -> None:
+    def _again(self, message: Message, deliverer: PeerId, now: int) -> None:
         """Take a statement that had come before its round."""
         try:
-            self._take_message(message, message.sender, now)
+            self._take_message(message, deliverer, now)
         except RemoteProtocolError as error:
             self._refuse(message.sender, error)
 
@@ -418,6 +440,7 @@ class Member:
             compute_ms=0,
             transfer_ms=self._transfer_ms,
             close=tuple(self.comparison.close)[:LISTED_MAX],
+            reproaches=tuple(peer for peer in self._reproaches if roster.seat(peer) is not None)[: roster.faulty_max],
         )
 
     def _conclude(self, finished: Round, now: int) -> None:
@@ -434,6 +457,7 @@ class Member:
             Record(finished.roles, finished.state.head, finished.state.seed_randomness, contribution, results, block)
         )
         self.replay.step(block, finished.update())
+        self._reproaches, self._unheard = finished.reproaches(), finished.not_heard()
         finished.exchange.release()
         self.chronicle.append(block, now)
         self._appended(block)
@@ -446,6 +470,7 @@ class Member:
         self.seats.forget(self.state)
         self.court.stand_at(self.state)
         self._refusals.clear()
+        self._listeners = {r: listeners for r, listeners in self._listeners.items() if r >= block.round}
         self._snapshots.pop(block.round, None)
         for ban in block.bans:
             self.blobs.forget_sender(ban.peer)
@@ -500,6 +525,7 @@ class Member:
         self._settle(now)
 
     def _abandon_round(self) -> None:
+        self._reproaches = ()
         if self.round is not None:
             self.round.exchange.release()
             self.round = None

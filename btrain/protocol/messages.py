@@ -92,6 +92,7 @@ class Commit(Record, frozen=True):
     compute_ms: U32
     transfer_ms: U32
     close: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=LISTED_MAX)] = ()  # candidates like the own state
+    reproaches: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=LISTED_MAX)] = ()  # who failed in the round before
 
 
 class Missing(Record, frozen=True):

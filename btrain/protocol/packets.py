@@ -73,6 +73,13 @@ class BodyRequest(Packet, frozen=True, tag="r"):
     hashes: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=4 * MEMBERS_MAX)]
 
 
+class HandOn(Packet, frozen=True, tag="h"):
+    """'Hand on to me what these members say to you in this round: I do not hear them.'"""
+
+    round: U32
+    members: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)]
+
+
 class Offer(Packet, frozen=True, tag="o"):
     """'This is the contract I train under': the first packet on every connection, so that a difference can be named."""
 
@@ -93,7 +100,7 @@ class Refusal(Packet, frozen=True, tag="x"):
     reason: Annotated[str, msgspec.Meta(max_length=1024)]
 
 
-AnyPacket = Envelopes | Where | Blocks | ValueRequest | Value | BodyRequest | Offer | Founding | Refusal
+AnyPacket = Envelopes | Where | Blocks | ValueRequest | Value | BodyRequest | HandOn | Offer | Founding | Refusal
 _decoder = msgspec.msgpack.Decoder(AnyPacket, strict=True)
 
 

@@ -69,7 +69,8 @@ def draw_roles(roster: Roster, randomness: bytes, round: int, numel: int) -> Rol
     """Roles of `round` from r[round - 1]. Round 0 only draws randomness: it has no workers.
 
     Validators are drawn among the members that were present in the round they audit and are not barred, and only while
-    the others keep an honest majority: workers > 2 * (faulty members that are still present).
+    the others keep an honest majority: workers > 2 * (faulty members that are still present). Relieved workers own
+    nothing.
     """
     present = roster.present
     proposers = permutation(randomness, "propose", present)
@@ -82,6 +83,9 @@ def draw_roles(roster: Roster, randomness: bytes, round: int, numel: int) -> Rol
     eligible = [s.peer for s in roster.seats if not s.absent and not s.barred and s.present_since < round]
     validators = permutation(randomness, "validate", eligible)[: max(0, auditors)]
     workers = tuple(peer for peer in present if peer not in validators)
-    owners = permutation(randomness, "own", workers)
-    parts = min(len(workers), -(-numel // BLOCK))
+    relieved = {seat.peer for seat in roster.seats if seat.relieved_until > round}
+    able = [worker for worker in workers if worker not in relieved] or workers
+    rest = [worker for worker in workers if worker not in able]
+    owners = permutation(randomness, "own", able) + permutation(randomness, "own", rest)
+    parts = min(len(able), -(-numel // BLOCK))
     return Roles(round, present, tuple(sorted(validators)), workers, owners, proposers, PartLayout(numel, parts))

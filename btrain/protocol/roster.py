@@ -24,6 +24,9 @@ class Seat:
     strikes: int = 0
     returns_at: int = 0  # first round in which it may be present again
     present_since: int = 0
+    reproaches: tuple[tuple[int, PeerId], ...] = ()  # lately: in the block of which round, by whom
+    reliefs: int = 0
+    relieved_until: int = 0  # first round in which it may aggregate again
     barred: bool = False  # from validating: it contradicted a quorum's verdict
 
 

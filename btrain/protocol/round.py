@@ -6,7 +6,7 @@ charges, joining) is the member's business. Inputs return nothing: what is to be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
@@ -25,8 +25,10 @@ from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS, RULES, Resul
 from btrain.protocol.effects import Compute, Work
 from btrain.protocol.encoding import ZERO, PeerId, digest
 from btrain.protocol.exchange import Exchange, with_leaves
+from btrain.protocol.hearing import Hearing, helpers_of
 from btrain.protocol.ledger import Block, Contribution, LedgerState, ResultEntry, build_block
 from btrain.protocol.messages import Commit, Message, Missing, Receipt, Result, Reveal, Statement
+from btrain.protocol.packets import HandOn
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.reduction import ReducedPart, encode_gradient
 from btrain.protocol.relays import Relays
@@ -47,6 +49,8 @@ class Round(Deciding):
         self.relays = Relays(
             state, self.roles, post.desk, self.exchange, self.statements, post.routes, self._set_relay_timer
         )
+        self.hearing = Hearing()
+        self.unheard: set[PeerId] = set()  # members that others are asked to hand on
         self.contribution: Contribution | None = None
         self.decided_results: tuple[ResultEntry, ...] = ()
         self.results_void = False
@@ -76,6 +80,7 @@ class Round(Deciding):
         else:
             self._commit([], now)
         self._set_timer("complaints", self._complaints_from_us)
+        self._set_timer("unheard", self.started_us + self.clock.compute_us + self.clock.delta_us)
 
     def computed(self, gradient: Tensor | None, seconds: float, now: int) -> None:
         """This peer's gradient, float32 [d]; None if it could not be computed."""
@@ -99,6 +104,7 @@ class Round(Deciding):
             self.compute_ms,
             side.transfer_ms,
             side.close,
+            side.reproaches,
         )
         return self.desk.statement(body, prev=self.state.head, round=self.round)
 
@@ -209,6 +215,8 @@ class Round(Deciding):
             self.relays.overdue(bytes.fromhex(of))
         elif name == "complain":
             self._say_missing(COMPLAINT_INDEX, now)
+        elif name == "unheard":
+            self.cannot_hear(set(self.roles.present) - self.statements.commits.keys())
         elif name == "complaints":
             self._hold_complaints(now)
         elif name == "without":
@@ -222,6 +230,39 @@ class Round(Deciding):
             engine = self.engines[int(index)]
             if engine is not None:
                 self._drive(int(index), engine.timer(rest, now), now)
+
+    # --- members that are not heard ---
+
+    def cannot_hear(self, members: Collection[PeerId]) -> None:
+        """Have others hand on what these say; of more than b + 1 this member is cut off itself."""
+        fresh = set(members) & set(self.roles.present) - self.unheard - {self.me}
+        if not 0 < len(fresh) + len(self.unheard) <= self.statements.lacking_max or not fresh:
+            return
+        self.unheard |= fresh
+        for helper in helpers_of(self.state.randomness[1], self.me, self.unheard, self.roles.present):
+            self.desk.send(HandOn(self.round, tuple(sorted(fresh))), helper)
+
+    def not_heard(self) -> frozenset[PeerId]:
+        """Members whose Commit counts and did not come from themselves: their link to this one is broken."""
+        return self.hearing.unheard(self.expected_links - {self.me})
+
+    def reproaches(self) -> tuple[PeerId, ...]:
+        """Whom this member saw failing: late, with a part that never came, or with a result that others had to give.
+
+        Of more than b it is the one that was cut off. After a restart it cannot tell.
+        """
+        contribution, block = self.contribution, self.block
+        if contribution is None or block is None or not contribution.commits or self.trusted_from_us > self.started_us:
+            return ()
+        failed = self.hearing.late(self.roles.present, self._complaints_from_us)
+        complained = {message.sender for message in self.statements.missing}
+        failed |= {self.roles.owners[entry.part] for entry in block.results if entry.attempt > 0} - complained
+        failed |= {worker for worker in self._lacking() if worker in self._overdue}
+        for (ctx, _, _), without in self.exchange.without.items():
+            if ctx == contribution.ctx and len(without) == 2:
+                failed |= set(without)
+        failed -= {self.me}
+        return tuple(sorted(failed)) if len(failed) <= self.roster.faulty_max else ()
 
     # --- parts that do not come ---
 
@@ -369,6 +410,8 @@ class Round(Deciding):
             if self.exchange.open_result(message) and self._held_results.get(key) != message.hash:
                 self._held_results[key] = message.hash
                 self._hold(RESULTS, key, message.hash, now)
+            elif message.sender in self.unheard and not self.exchange.has_opened(message):
+                self._fetch_result(message)  # it is not going to be pushed to this member
         engine = self.engines[RESULTS]
         if engine is not None:
             self._drive(RESULTS, engine.recheck(now), now)
@@ -406,16 +449,18 @@ class Round(Deciding):
         self.exchange.retry()
         self._reduce_decided()
         for _, message in self._rightful_results():
-            assert isinstance(message.body, Result)
             if not self.exchange.open_result(message):
-                self.exchange.fetch(message.body.hash, self._holders_of_result(message.sender))
+                self._fetch_result(message)
         self._set_timer("fetch", now + self.clock.delta_us)
 
-    def _holders_of_result(self, aggregator: PeerId) -> tuple[PeerId, ...]:
-        """Two others first, everybody's own two: an aggregator that is slow to one member holds up none."""
-        here = self.roles.present.index(self.me) + 1 if self.me in self.roles.present else 0
-        others = [peer for peer in (*self.roles.present[here:], *self.roles.present[:here]) if peer != aggregator]
-        return (*others[:2], aggregator, *others[2:])
+    def _fetch_result(self, message: Message) -> None:
+        """From two others first, everybody from his own two: an aggregator that is slow to one member holds up none."""
+        assert isinstance(message.body, Result)
+        present, aggregator = self.roles.present, message.sender
+        here = present.index(self.me) + 1 if self.me in present else 0
+        others = [peer for peer in (*present[here:], *present[:here]) if peer != aggregator]
+        near = len(others) if aggregator in self.unheard else 2
+        self.exchange.fetch(message.body.hash, (*others[:near], aggregator, *others[near:]))
 
     def seconds(self, now: int) -> dict[str, float]:
         """How long the phases took here, in seconds."""

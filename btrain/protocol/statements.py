@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from btrain.protocol.agreement_messages import Final, Items, Lock, Proposal, Quit, Vote
 from btrain.protocol.contribution import COMPLAINT_INDEX, is_item, item_key
@@ -99,6 +99,10 @@ class Statements:
             legal = {0, roles.layout.parts} if sender in roles.workers else {0}
             if len(body.leaves) not in legal:
                 raise InconsistentMessage(f"{place} with {len(body.leaves)} leaves, expected one of {sorted(legal)}")
+            reproached = set(body.reproaches)
+            strange = reproached - set(self.state.roster.members) | (reproached & {sender})
+            if strange or list(body.reproaches) != sorted(reproached) or len(reproached) > self.state.roster.faulty_max:
+                raise InconsistentMessage(f"{place} with reproaches of {len(body.reproaches)} members")
         elif isinstance(body, Missing):
             if roles.owned(sender) != body.part or not set(body.workers) <= set(roles.workers) - {sender}:
                 raise NotAMember(f"{place}, which aggregates nothing that these send")
@@ -200,6 +204,12 @@ class Statements:
         else:
             chosen = [m for m in self.bodies.values() if isinstance(m.body, Result) and result_key(m) in kinds]
         self.send([message.data for message in chosen], to)
+
+    def said_by(self, members: Collection[PeerId]) -> list[bytes]:
+        """What is known of these members in the round."""
+        known = {m.hash: m for m in (*self.bodies.values(), *self.links.values())}
+        known |= {m.hash: m for m in self.desk.noticed() if m.statement.prev == self.state.head}
+        return [message.data for message in known.values() if message.sender in members]
 
     def push_all(self, to: PeerId) -> None:
         """Hand on everything."""
