@@ -1,6 +1,7 @@
 # Everything runs in .venv, made here on first use from pyproject.toml (ranges) and constraints.txt (exact versions).
 #   make demo    eight local peers train digits, three attack and are banned
 #   make test    the test suite;   make test-processes   with real peers;   make test-slow   what takes minutes
+#   make soak    random simulated runs with faults and attackers, as many as fit in SOAK_SECONDS
 #   make lint    ruff, mypy --strict, the import contracts
 #   make bench   the benchmark tables of docs/
 
@@ -16,11 +17,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 REFEREES := $(VENV)/.referees
 WORKERS ?= 2
+SOAK_SECONDS ?= 600
 
-.PHONY: help env demo test test-processes test-slow lint format bench referees clean
+.PHONY: help env demo test test-processes test-slow soak lint format bench referees clean
 
 help:
-	@sed -n '1,5p' Makefile
+	@sed -n '1,6p' Makefile
 
 env: $(READY)
 
@@ -41,6 +43,9 @@ test-processes: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --timeout 1800
+
+soak: $(READY)
+	$(BIN)/python experiments/soak.py --seconds $(SOAK_SECONDS) --workers $(WORKERS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,20 +12,24 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
+from itertools import islice
 
-from btrain.simulation.soak import Outcome, draw_case, play
+from btrain.simulation.soak import Case, Outcome, draw_case, play
 
-Finding = tuple[int, bool, bool, Outcome | None, str]  # seed, faults, attackers, outcome, error
+Finding = tuple[int, Case, Outcome | None, str, float]  # seed, run, outcome, error, CPU seconds
 
 
 def one(seed: int) -> Finding:
     """Play the run of a seed."""
-    case = draw_case(seed)
+    case, started = draw_case(seed), time.process_time()
+    outcome, error = None, ""
     try:
-        return seed, case.has_faults, bool(case.attacks), play(case, "counted"), ""
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong is reported with the seed that brings it back
-        return seed, case.has_faults, bool(case.attacks), None, f"{type(error).__name__}: {error}"
+        outcome = play(case, "counted")
+    except Exception as failure:  # noqa: BLE001 - whatever goes wrong is reported with the seed that brings it back
+        error = f"{type(failure).__name__}: {failure}"
+    return seed, case, outcome, error, time.process_time() - started
 
 
 def soak(first_seed: int, runs: int | None, seconds: float, workers: int) -> dict[str, object]:
@@ -33,10 +37,12 @@ def soak(first_seed: int, runs: int | None, seconds: float, workers: int) -> dic
     started = time.monotonic()
     totals: dict[str, int] = {"runs": 0, "with_faults": 0, "with_attackers": 0, "peer_rounds_with_faults": 0}
     failures: list[str] = []
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for seed, faults, attackers, outcome, error in pool.imap_unordered(
-            one, _seeds(first_seed, runs, started + seconds)
-        ):
+    cpu_s = 0.0
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        seeds = _seeds(first_seed, runs, started + seconds)
+        for seed, case, outcome, error, took_s in _played(pool, seeds, workers):
+            faults, attackers = case.has_faults, bool(case.attacks)
+            cpu_s += took_s
             totals["runs"] += 1
             totals["with_faults"] += faults
             totals["with_attackers"] += attackers
@@ -49,9 +55,20 @@ def soak(first_seed: int, runs: int | None, seconds: float, workers: int) -> dic
             if faults or attackers:
                 totals["peer_rounds_with_faults"] += outcome.honest_peer_rounds
     wall_s = time.monotonic() - started
-    rate = totals.get("honest_peer_rounds", 0) / wall_s
-    return {**totals, "wall_s": round(wall_s, 1), "honest_peer_rounds_per_s": round(rate, 1), "workers": workers,
+    played = totals.get("honest_peer_rounds", 0)
+    return {**totals, "wall_s": round(wall_s, 1), "cpu_s": round(cpu_s, 1), "workers": workers,
+            "honest_peer_rounds_per_s": round(played / wall_s, 1),
+            "honest_peer_rounds_per_cpu_s": round(played / max(cpu_s, 1e-9), 1),
             "first_seed": first_seed, "failures": failures}  # fmt: skip
+
+
+def _played(pool: ProcessPoolExecutor, seeds: Iterator[int], workers: int) -> Iterator[Finding]:
+    """Findings as they come; a seed is taken when a worker is free."""
+    under_way = {pool.submit(one, seed) for seed in islice(seeds, workers)}
+    while under_way:
+        done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+        under_way |= {pool.submit(one, seed) for seed in islice(seeds, len(done))}
+        yield from (future.result() for future in done)
 
 
 def _seeds(first: int, runs: int | None, until: float) -> Iterator[int]:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from btrain.identity import SigningKey
 from btrain.protocol.behaviour import Behaviour
-from btrain.protocol.ledger import Charter, Genesis, LedgerState
+from btrain.protocol.ledger import Block, Charter, Genesis, LedgerState
 from btrain.protocol.member import Member
 from btrain.protocol.messages import Verifier
 from btrain.protocol.randomness import HashChain
 from btrain.simulation.disk import Disk
 
-# What does not grow with what others send, or has a limit of its own.
-FIXED = (SigningKey, Behaviour, Charter, Genesis, LedgerState, Verifier, HashChain, Disk)
+# What does not grow with what others send, or has a limit of its own: the last blocks are 64.
+FIXED = (SigningKey, Behaviour, Block, Charter, Genesis, LedgerState, Verifier, HashChain, Disk)
 
 
 @dataclass(frozen=True)

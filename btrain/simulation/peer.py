@@ -190,6 +190,13 @@ class SimulatedPeer:
             self._audience = tuple(sorted(self._connected - {self.identity.key.public_key}))
         self._run(self.member.connected(peer, now))
 
+    def disconnected(self, peer: PeerId, now: int) -> None:
+        """A peer is gone for good."""
+        self.now = now
+        self._connected.discard(peer)
+        self._audience = tuple(one for one in self._audience if one != peer)
+        self._run(self.member.disconnected(peer, now))
+
     def leave(self, now: int) -> None:
         """Give the seat up."""
         self.now = now

@@ -77,6 +77,21 @@ class World:
         if behaviour is None:
             self.newcomers.append(key.public_key)
 
+    def leave(self, peer: PeerId) -> None:
+        """Have a running peer give its seat up."""
+        node = self.node(peer)
+        assert node is not None
+        node.leave(self.heap.reading(peer))
+
+    def retire(self, peer: PeerId) -> None:
+        """Stop a peer for good; the others notice that its connections are gone."""
+        self.heap.crash(peer, self.heap.now)
+        self.heap.run(self.heap.now)
+        for other in self.identities:
+            node = self.node(other)
+            if node is not None:
+                node.disconnected(peer, self.heap.reading(other))
+
     @property
     def honest(self) -> list[PeerId]:
         """The founders that are no attackers."""
