@@ -67,14 +67,16 @@ the rule itself costs: {train:.3f} (held-out {held_out:.3f}).
 from the first round on or in strikes. The held-out loss is `final.loss` of a run; the training loss is stricter here.
 """
 MISSED: Final = """\
-Beyond the aim on the training loss: {train}. On the held-out loss: {held_out}. These attacks turn the sum against the
-gradient by the whole clipping radius in each round until audit, votes and sweep have banned them, and the steps are
-largest early in a run.
+Beyond the aim, training loss: {train}.
+Held-out loss: {held_out}.
+
+These attacks turn the sum against the gradient by the whole clipping radius in every round until audit, votes and sweep
+have banned them, and the steps are largest early in a run. Attacks in strikes begin in round 50.
 """
 UNDETECTED: Final = """\
 **What is never found**: {attack}, in every round, {byzantine} of 16, each pushing against the honest mean as far as the
 tolerance T of an audit lets pass. Derived bound: where rounding hides it, a coherent shift of (T sqrt(3 s / rms))^(2/3)
-of a gradient stays below T, 1e-3 for T = 1e-4 (s: the scale of a block, s / rms = 0.026). Measured: training loss
+of a gradient stays below T, 1e-3 for T = 1e-4 (s: a block's scale, s / rms = 0.026). On two seeds: training loss
 {train_mean:.3f} ({train_worst:.3f}), held-out {held_out_mean:.3f} ({held_out_worst:.3f}).
 """
 PROTOCOL: Final = """\
