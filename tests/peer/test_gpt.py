@@ -17,7 +17,7 @@ LEARNED = 0.8  # of the unigram entropy: more than frequencies
 @pytest.mark.parametrize("count", [3, 4, 5])
 def test_peers_started_by_hand_learn_text(town: Town, count: int) -> None:
     names = tuple("abcde"[:count])
-    overrides = ("rounds=250", "eval.every=1000", "local.listen=/ip4/127.0.0.1/tcp/0")
+    overrides = ("eval.every=1000", "local.listen=/ip4/127.0.0.1/tcp/0")
     town.text = loads(template("gpt"), overrides=overrides, peers=count).to_yaml()
     peers = town.found(*names)
     town.until(lambda: all(peer.exit_code is not None and not peer.open for peer in peers), patience_s=1200)
