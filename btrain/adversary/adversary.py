@@ -14,6 +14,7 @@ from torch import Tensor
 from btrain.protocol.audit import GradientCheck
 from btrain.protocol.behaviour import Behaviour, Replay
 from btrain.protocol.encoding import PeerId
+from btrain.protocol.messages import Message
 from btrain.protocol.randomness import batch_seed
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class Adversary(Behaviour):
     def forged(self, own: Tensor, round: Round, replay: Replay) -> Tensor:
         """The gradient to commit to in a round of the attack, float32 [d]."""
         return own
+
+    def approves(self, table: Message, right: bool, round: Round) -> bool:
+        """Approve like an honest contributor, and whatever a friend publishes."""
+        return right or (table.sender in self.coalition and self.attacks(round.round))
 
     def accuses(self, check: GradientCheck, tolerance: float) -> bool:
         """Accuse like an honest validator, but no friend."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from btrain.adversary import aggregator, gradient, history, numeric, omniscient, sender, signer, validator
+from btrain.adversary import aggregator, gradient, history, numeric, omniscient, sender, signer, table, validator
 from btrain.adversary.adversary import Adversary
 from btrain.adversary.mixed import Mixed
 from btrain.errors import ConfigError
@@ -43,6 +43,14 @@ _CLASSES: tuple[type[Adversary], ...] = (
     aggregator.WrongReduce,
     aggregator.ComplaintFlood,
     aggregator.DropContributor,
+    aggregator.DirectedRounding,
+    aggregator.WrongTau,
+    aggregator.JustInsideSketch,
+    table.LieTable,
+    table.ColludeTable,
+    table.DenyRow,
+    table.WithholdTable,
+    table.FalseDispute,
     signer.Equivocate,
     signer.DoubleVote,
     signer.BadProposal,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from btrain.protocol.audit import GradientCheck
 from btrain.protocol.encoding import PeerId
-from btrain.protocol.messages import Message
+from btrain.protocol.messages import Message, Table
 from btrain.protocol.pieces import CutState
 from btrain.protocol.reduction import ReducedPart
 
@@ -41,6 +41,14 @@ class Behaviour:
     def reduced(self, reduced: ReducedPart, part: int, round: Round) -> ReducedPart:
         """The reduction to publish as aggregator of `part`."""
         return reduced
+
+    def table(self, table: Table, part: int, round: Round) -> Table:
+        """The Table to publish as aggregator of `part`."""
+        return table
+
+    def approves(self, table: Message, right: bool, round: Round) -> bool:
+        """Whether to approve the own row of a Table, or to dispute it."""
+        return right
 
     def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
         """Send a signed statement to all members."""

@@ -60,6 +60,21 @@ class ResultEntry(Record, frozen=True):
     hash: Hash
 
 
+class TableEntry(Record, frozen=True):
+    """The agreed Table of a part, by the hash of its statement. verdict: 0 sound, 1 doubtful, 2 unsound."""
+
+    part: U16
+    verdict: U8
+    hash: Hash
+
+
+class DisputeEntry(Record, frozen=True):
+    """`peer` says that its row in the Table of `part` is wrong."""
+
+    part: U16
+    peer: Hash
+
+
 class LinkEntry(Record, frozen=True):
     """An opened link."""
 
@@ -138,6 +153,15 @@ class Block(Record, frozen=True):
     transfer_ms: U32
     candidates: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)] = ()  # states that differ, as drawn
     reproaches: Annotated[tuple[Reproach, ...], Listed] = ()
+    tables: Annotated[tuple[TableEntry, ...], msgspec.Meta(max_length=PARTS_MAX)] = ()
+    disputes: Annotated[tuple[DisputeEntry, ...], Listed] = ()
+
+    @property
+    def void_parts(self) -> tuple[int, ...]:
+        """Parts whose slice of the update is zero: without a sound and undisputed Table."""
+        sound = {entry.part for entry in self.tables if entry.verdict == 0}
+        disputed = {entry.part for entry in self.disputes}
+        return tuple(entry.part for entry in self.results if entry.part not in sound or entry.part in disputed)
 
     @property
     def hash(self) -> bytes:

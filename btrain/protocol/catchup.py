@@ -71,9 +71,12 @@ class Replay:
             return
         self._replaying = True
         self._wanted, self._parts = {}, {}
-        for entry in block.results:
+        counted = [entry for entry in block.results if entry.part not in block.void_parts]
+        for entry in counted:
             self._wanted.setdefault(entry.hash, set()).add(entry.part)
-        self.desk.emit(*(FetchBlob(entry.hash, (entry.aggregator, *sources)) for entry in block.results))
+        self.desk.emit(*(FetchBlob(entry.hash, (entry.aggregator, *sources)) for entry in counted))
+        if not counted:
+            self._apply(block, torch.zeros(state.genesis.numel))
 
     def take_over(self, certified: CertifiedState, round: int, sources: tuple[PeerId, ...]) -> None:
         """Get a certified state and go on from it; `round` is the open one.
@@ -141,9 +144,9 @@ class Replay:
 
 
 def _assemble(parts: dict[int, bytes], numel: int, count: int) -> Tensor:
-    """The aggregate of a block from its parts' bytes, float32 [d]. A certified part was checked by a quorum."""
+    """The aggregate of a block from the bytes of those of its `count` parts that count, zero elsewhere, float32 [d]."""
     layout = PartLayout(numel, count)
-    out = torch.empty(numel)
+    out = torch.zeros(numel)
     for part, data in parts.items():
         start, end = layout.bounds(part)
         opened = open_part(data, end - start)

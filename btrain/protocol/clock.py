@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from btrain.protocol.agreement_interface import Timing
-from btrain.protocol.decisions import RESULTS
+from btrain.protocol.decisions import BLOCK, RESULTS
 from btrain.protocol.ledger import LedgerState
 
 # Deadlines that follow the members' reports, before there are any.
@@ -48,7 +48,8 @@ class Clock:
         """Deadlines of a decision; those of `contributors` and `results` leave time for computing and for bytes."""
         slack = (self.compute_us + self.transfer_us, self.transfer_us, 0)[decision]
         delta = self.delta_us + (self.retry_us if decision == RESULTS else 0)
-        return Timing(delta, 3 * self.delta_us + slack, 7 * delta)
+        first, later = (4, 9) if decision == BLOCK else (3, 7)  # a Table follows the links, and matures for 2 Delta
+        return Timing(delta, first * self.delta_us + slack, later * delta)
 
 
 def _first_compute_us(probe_ms: int) -> int:

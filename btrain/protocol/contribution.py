@@ -49,6 +49,18 @@ def may_leave_out(without: Collection[PeerId], aggregator: PeerId, contribution:
     return not without or tuple(without) == contribution.workers or pair
 
 
+def leaf_of(commit: Message, part: int) -> bytes:
+    """Hash of the sender's encoded `part`."""
+    assert isinstance(commit.body, Commit)
+    return commit.body.leaves[part]
+
+
+def decision_statements(contribution: Contribution) -> list[Message]:
+    """Every statement of a decided `contributors`, so that its digest can be computed again."""
+    statements = [*contribution.commits.values(), *contribution.disputes]
+    return sorted(statements, key=item_key)
+
+
 def contribution_of(messages: Iterable[Message], ctx: bytes = b"") -> tuple[Contribution, dict[str, bytes]]:
     """Read the decided statements.
 

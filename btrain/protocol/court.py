@@ -14,17 +14,18 @@ from torch import Tensor
 
 from btrain.protocol.audit import Check, GradientCheck, PartCheck
 from btrain.protocol.behaviour import Behaviour
-from btrain.protocol.contribution import item_key
+from btrain.protocol.checking import Checked
+from btrain.protocol.contribution import decision_statements, leaf_of
 from btrain.protocol.desk import Desk
 from btrain.protocol.docket import Docket, Doubt
 from btrain.protocol.effects import FetchBlob, KeepParameters, PutBlob, SaveEvidence, Work
 from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.errors import InconsistentMessage, InvalidEvidence, NotAMember, RemoteProtocolError
 from btrain.protocol.evidence import Finding, bundle, named_deed, open_evidence, verify_evidence
-from btrain.protocol.exchange import leaf_of
 from btrain.protocol.ledger import Ban, Block, Charter, Contribution, Genesis, LedgerState
 from btrain.protocol.messages import LISTED_MAX, Accusation, Charge, Commit, Message, Result, Verdict
 from btrain.protocol.randomness import batch_seed
+from btrain.protocol.recheck import TableCheck, parts_to_check, parts_without_table
 from btrain.protocol.roles import Roles
 from btrain.protocol.roster import Roster
 from btrain.protocol.sweep import Sweep
@@ -48,6 +49,7 @@ class Record:
     contribution: Contribution
     results: dict[int, Message]  # the decided Result of each part
     block: Block
+    checked: Checked | None = None  # Tables and what is wrong with them
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,9 @@ class Court:
             self._save_attested(ban, record)
         self._hear_commits(record)
         self.docket.forget(lambda of: self._is_kept(of, round), self._open_cases())
+        if record.checked is not None:
+            for part in parts_to_check(record.checked, record.block, self.desk.me, set(self.charges)):
+                self._begin_table_check(f"court:table:{round}:{part}", record, record.checked, part)
 
     def audit(self, round: int) -> None:
         """The duty of a validator of `round`: one worker and one part of the round before, drawn in private."""
@@ -167,7 +172,8 @@ class Court:
             target = suspects[0] if suspects else workers[self.draw(len(workers))]
             self._ask(record, target, None, urgent=True)
         if record.results:
-            part = sorted(record.results)[self.draw(len(record.results))]
+            drawn = sorted(record.results)[self.draw(len(record.results))]
+            part = next(iter(parts_without_table(record.block)), drawn)
             self._reduce_again(record, part, urgent=True)
 
     def _sweep(self, sweep: Sweep) -> None:
@@ -216,6 +222,18 @@ class Court:
         numel = record.roles.layout.part_numel(part)
         check = PartCheck(token, part, numel, result, leaves, (result.sender,), self.charter.rule)
         self.docket.add(check, urgent=urgent)
+
+    def _begin_table_check(self, token: str, record: Record, checked: Checked, part: int) -> None:
+        """Reduce a part again whose Table is disputed or does not fit."""
+        result, contribution = record.results[part], record.contribution
+        assert isinstance(result.body, Result)
+        workers = [worker for worker in contribution.workers if worker not in result.body.without]
+        leaves = {worker: leaf_of(contribution.commits[worker], part) for worker in workers}
+        check = TableCheck(
+            token, part, record.roles.layout.part_numel(part), result, leaves, (result.sender,), self.charter.rule,
+            checked.tables[part], checked.disputes.get(part, []),
+        )  # fmt: skip
+        self.docket.add(check, urgent=True)
 
     # --- inputs of running checks ---
 
@@ -460,6 +478,10 @@ class Court:
     def _conclude_part(self, check: PartCheck) -> None:
         self.desk.event("reduced_again", peer=check.result.sender.hex(), part=check.part, outcome=check.outcome)
         record = self.records.get(check.result.statement.round)
+        if isinstance(check, TableCheck) and record is not None:
+            for deed, table_statements, table_blobs in check.proofs(decision_statements(record.contribution)):
+                accused = table_statements[0].sender
+                self.charge(deed, accused, record.roles.round, table_statements, table_blobs)
         if check.outcome != "wrong" or record is None:
             return
         statements = [check.result, *decision_statements(record.contribution)]
@@ -473,9 +495,3 @@ def _own_verdicts(contribution: Contribution) -> Iterator[tuple[PeerId, Verdict]
         for verdict in message.body.verdicts if isinstance(message.body, Commit) else ():
             if verdict.accuser == sender and verdict.vote == GUILTY:
                 yield sender, verdict
-
-
-def decision_statements(contribution: Contribution) -> list[Message]:
-    """Every statement of a decided `contributors`, so that its digest can be computed again."""
-    statements = [*contribution.commits.values(), *contribution.disputes]
-    return sorted(statements, key=item_key)

@@ -13,8 +13,9 @@ from btrain.protocol.agreement_messages import Final, Items, Payload, Proposal, 
 from btrain.protocol.agreement_state import ATTEMPTS_AHEAD_MAX
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blobs import Blobs
+from btrain.protocol.checking import Checking
 from btrain.protocol.clock import Clock
-from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RULES
+from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS, RULES
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import CancelTimer, Journal, SetTimer
 from btrain.protocol.encoding import PeerId
@@ -56,6 +57,7 @@ class Deciding:
         self.clock = Clock.of(state)
         self.statements = Statements(state, self.roles, post.desk)
         self.engines: list[Agreement | None] = [None, None, None]
+        self.checking = Checking(cast("Round", self))
         self.certificate: tuple[bytes, ...] | None = None
         self._decided: list[Items | None] = [None, None, None]
         self._early: list[dict[bytes, Message]] = [{}, {}, {}]
@@ -68,6 +70,10 @@ class Deciding:
 
     def _entered(self, now: int) -> None:
         """A further attempt has begun."""
+        raise NotImplementedError
+
+    def _reveal(self, now: int) -> None:
+        """Open the own link."""
         raise NotImplementedError
 
     def _check_decided(self, now: int) -> None:
@@ -102,10 +108,28 @@ class Deciding:
         except RemoteProtocolError as error:
             self.desk.event("refused", peer=message.sender.hex(), reason=error.reason)
 
-    def _hold(self, index: int, key: str, hash: bytes, now: int) -> None:
+    def hold(self, index: int, key: str, hash: bytes, now: int) -> None:
+        """Put an item before a decision that is open."""
         engine = self.engines[index]
         if engine is not None and self._decided[index] is None:
             self._drive(index, engine.hold(key, hash, now), now)
+
+    def drop_item(self, index: int, key: str, now: int) -> None:
+        """Two bodies of an item are known: it counts as never sent."""
+        engine = self.engines[index]
+        if engine is not None and self._decided[index] is None:
+            self._drive(index, engine.equivocated(key, now), now)
+
+    def recheck(self, index: int, now: int) -> None:
+        """What the rules of a decision answer may have changed."""
+        engine = self.engines[index]
+        if engine is not None and self._decided[index] is None:
+            self._drive(index, engine.recheck(now), now)
+
+    def leaving(self, index: int) -> bool:
+        """Whether this member has wished to leave attempt 0 of a decision."""
+        engine = self.engines[index]
+        return engine is not None and (engine.attempt > 0 or engine.state.left or engine.state.quit >= 0)
 
     def _drive(self, index: int, effects: list[engine_effects.Effect], now: int) -> None:
         for effect in effects:
@@ -116,12 +140,14 @@ class Deciding:
                     self.statements.send(envelopes, to)
                 case engine_effects.PushBodies(keys, to):
                     self.statements.push(index, keys, to)
+                    if index == BLOCK:
+                        self.checking.push(keys, to, now)
                 case engine_effects.PushValue() | engine_effects.NeedValue():
                     self._exchange_values(index, effect)
                 case engine_effects.Persist(snapshot):
                     self._persist(index, snapshot)
                 case engine_effects.SetTimer(name, at_us):
-                    self._set_timer(f"{index}:{name}", at_us)
+                    self.set_timer(f"{index}:{name}", at_us)
                 case engine_effects.CancelTimer(name):
                     self.desk.emit(CancelTimer(f"round:{self.round}:{index}:{name}"))
                 case engine_effects.Entered():
@@ -171,6 +197,8 @@ class Deciding:
         engine = self.engines[index]
         assert engine is not None
         self._drive(index, engine.receive(self.me, message.body, message.data, now), now)  # type: ignore[arg-type]
+        if index == RESULTS and isinstance(payload, Final):
+            self._reveal(now)
 
     def _persist(self, index: int, snapshot: bytes) -> None:
         """The engine's state, and the bodies that it holds: after a restart of everybody nothing honest is lost."""
@@ -180,7 +208,8 @@ class Deciding:
                 self.desk.emit(Journal("body", self.round, message.data))
         self.desk.emit(Journal(f"engine:{index}", self.round, snapshot))
 
-    def _set_timer(self, name: str, at_us: int) -> None:
+    def set_timer(self, name: str, at_us: int) -> None:
+        """Have `timer(name)` called."""
         self.desk.emit(SetTimer(f"round:{self.round}:{name}", at_us))
 
     def _on_engine(self, message: Message, body: EnginePayload, now: int) -> None:
@@ -190,8 +219,8 @@ class Deciding:
             self._early[index][message.hash] = message  # two of each slot at most: others are ignored
             return
         self._drive(index, engine.receive(message.sender, body, message.data, now), now)
-        if isinstance(body, Proposal) and index != BLOCK:
-            self.statements.ask([hash for _, hash in body.items], message.sender)
+        if isinstance(body, Proposal):
+            self.statements.ask([hash for key, hash in body.items if not key.startswith("link:")], message.sender)
 
     @property
     def attempts_noticed(self) -> int:

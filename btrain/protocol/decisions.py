@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from btrain.protocol.agreement_messages import Items, Vote
+from btrain.protocol.block_items import BlockItems
 from btrain.protocol.contribution import contribution_of, is_item
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import RemoteProtocolError
@@ -22,25 +23,6 @@ def result_key(message: Message) -> str:
     """Key of a Result: sorts by part, then by attempt, so that the first of a part is the one that counts."""
     assert isinstance(message.body, Result)
     return f"result:{message.body.part:05}:{message.statement.attempt:05}:{message.sender.hex()}"
-
-
-def link_key(peer: PeerId) -> str:
-    """Key of an opened link; its item is the link itself, which the chain authenticates."""
-    return f"link:{peer.hex()}"
-
-
-def links_of(items: Items) -> dict[PeerId, bytes] | None:
-    """The links that the items of a block are; None if a key is no link's."""
-    links = {}
-    for key, link in items.items():
-        try:
-            peer = bytes.fromhex(key.removeprefix("link:"))
-        except ValueError:
-            return None
-        if key != link_key(peer):
-            return None
-        links[peer] = link
-    return links
 
 
 class DecisionRules:
@@ -153,7 +135,7 @@ class ResultsRules(DecisionRules):
 
 
 class BlockRules(DecisionRules):
-    """`block`: the links of those whose Commit counts; everything else in the block is decided already."""
+    """`block`: the links of those whose Commit counts, the Tables of the parts and disputes about them."""
 
     index = BLOCK
 
@@ -163,20 +145,21 @@ class BlockRules(DecisionRules):
         return self.round.results_digest
 
     def digest(self, items: Items) -> bytes:
-        """The block's hash; what is no set of links on their chains has a digest that no block has."""
-        if not self.acceptable(items, 0):
+        """The block's hash; what makes up no block has a digest that no block has."""
+        found = BlockItems.read(items)
+        if found is None or not found.fits(self.round):
             return items_digest("no block", self.ctx, items)
         return self.round.block_of(items).hash
 
     def complete(self, held: Items) -> bool:
-        """Every committed member has opened its link."""
-        return len(held) == len(self.round.expected_links)
+        """Every committed member has opened its link, and the Tables are approved."""
+        links = sum(key.startswith("link:") for key in held)
+        return links == len(self.round.expected_links) and self.round.checking.complete(held)
 
     def acceptable(self, items: Items, attempt: int) -> bool:
-        """Every link belongs to a committed member and is on its chain."""
-        links = links_of(items)
-        expected, opens = self.round.expected_links, self.round.statements.opens
-        return links is not None and all(peer in expected and opens(peer, link) for peer, link in links.items())
+        """Every link belongs to a committed member and is on its chain; Tables and disputes are here and checked."""
+        found = BlockItems.read(items)
+        return found is not None and found.fits(self.round) and self.round.checking.acceptable(found, attempt)
 
     def void_allowed(self, attempt: int, held: Items) -> bool:
         """A block is decided always."""

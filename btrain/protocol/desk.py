@@ -15,8 +15,10 @@ from btrain.protocol.encoding import ZERO, PeerId, encode
 from btrain.protocol.errors import ForeignMessage
 from btrain.protocol.messages import (
     Accusation,
+    Approval,
     Charge,
     Commit,
+    Dispute,
     GenesisSignature,
     Join,
     Kind,
@@ -27,6 +29,7 @@ from btrain.protocol.messages import (
     Result,
     Reveal,
     Statement,
+    Table,
     Verifier,
     sign,
     slot_key,
@@ -37,6 +40,7 @@ KINDS: dict[type[msgspec.Struct], Kind] = {
     Commit: "commit", Missing: "missing", Receipt: "receipt", Result: "result", Reveal: "reveal",
     Vote: "vote", Quit: "quit", Lock: "lock", Proposal: "proposal", Final: "final",
     Accusation: "accusation", Charge: "charge", Join: "join", Leave: "leave", GenesisSignature: "genesis",
+    Table: "table", Dispute: "dispute", Approval: "approval",
 }  # fmt: skip
 
 
@@ -135,6 +139,11 @@ class Desk:
         if first is message:
             self.conflicts.append((known, message))
         return "second" if first.statement == message.statement else "ignored"
+
+    def equivocated(self, message: Message) -> bool:
+        """Whether another statement for the slot is known."""
+        record = self._seen.get(message.sender)
+        return record is not None and message.slot in record.seconds
 
     def noticed(self) -> Iterator[Message]:
         """The statements of the open rounds that were compared, one for each slot."""

@@ -16,13 +16,14 @@ import msgspec
 
 from btrain.aggregation import Rule
 from btrain.kernels import BLOCK, IllegalEncoding, QuantizedBlocks
-from btrain.protocol.contribution import contribution_of
+from btrain.protocol.contribution import contribution_of, leaf_of
 from btrain.protocol.encoding import MEMBERS_MAX, U32, Hash, PeerId, Record, decode, digest, encode
 from btrain.protocol.errors import InvalidEvidence, RemoteProtocolError
 from btrain.protocol.ledger import Contribution, Genesis, items_digest, open_genesis
-from btrain.protocol.messages import PARTS_MAX, Charge, Commit, Message, Result, Text, Verifier
-from btrain.protocol.reduction import reduce_committed
+from btrain.protocol.messages import PARTS_MAX, Charge, Commit, Dispute, Message, Result, Table, Text, Verifier
+from btrain.protocol.reduction import open_part, reduce_committed
 from btrain.protocol.roles import PartLayout
+from btrain.protocol.tables import row_of, sketch_seed
 
 EVIDENCE_BYTES_MAX = 2**31 - 1
 
@@ -182,6 +183,81 @@ def _wrong_reduction(evidence: Evidence, genesis: Genesis, messages: list[Messag
     )
 
 
+def _wrong_table(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
+    """Table by the accused, its Result, every statement of the contributors' decision; the reduced bytes and the parts
+    of contributors: of all of them where the clipping radius is what is wrong.
+    """
+    table = messages[0].body
+    _require(isinstance(table, Table) and len(messages) > 2, "wrong_table: needs a Table, a Result and the Commits")
+    assert isinstance(table, Table)
+    case = _TableCase.of(evidence, genesis, messages[0], messages[1:])
+    if len(table.rows) != len(case.contributors):
+        return "bytes", f"signed a Table without a row of every contributor in round {evidence.round}"
+    rows = dict(zip(case.contributors, table.rows, strict=True))
+    for worker, part in case.parts.items():
+        if rows[worker] != case.row(part):
+            return "bytes", f"signed a wrong row about {worker.hex()[:8]} in its Table of round {evidence.round}"
+    _require(len(case.parts) == len(case.contributors), "wrong_table: the rows are what the committed parts give")
+    right = reduce_committed(case.parts, case.numel, rule_of(genesis))
+    _require(right.tau != table.tau, "wrong_table: rows and radius are what the committed parts give")
+    return "bytes", f"signed a wrong clipping radius in its Table of round {evidence.round}"
+
+
+def _false_dispute(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
+    """Dispute by the accused, the Table it names, its Result, the contributors' decision; both parts' bytes."""
+    dispute = messages[0]
+    _require(isinstance(dispute.body, Dispute) and len(messages) > 3, "false_dispute: needs a Dispute and its Table")
+    table = messages[1].body
+    _require(isinstance(table, Table) and messages[1].hash == dispute.statement.ctx, "false_dispute: of another Table")
+    assert isinstance(table, Table)
+    case = _TableCase.of(evidence, genesis, messages[1], messages[2:])
+    _require(messages[1].statement.index == dispute.statement.index, "false_dispute: of another part")
+    _require(len(table.rows) == len(case.contributors), "false_dispute: the Table has not a row of each")
+    _require(dispute.sender in case.parts, "false_dispute: the accused's part is missing")
+    row = table.rows[case.contributors.index(dispute.sender)]
+    _require(row == case.row(case.parts[dispute.sender]), "false_dispute: the row is wrong")
+    return "bytes", f"disputed a right row in a Table of round {evidence.round}"
+
+
+@dataclass(frozen=True)
+class _TableCase:
+    """A Table with what its rows follow from. parts: the bundle's, by contributor."""
+
+    contributors: list[PeerId]
+    parts: dict[PeerId, bytes]
+    numel: int
+    reduced: QuantizedBlocks
+    seed: bytes
+
+    @classmethod
+    def of(cls, evidence: Evidence, genesis: Genesis, table: Message, rest: list[Message]) -> _TableCase:
+        """`rest`: the Result and the statements of the contributors' decision."""
+        deed, result, body = evidence.deed, rest[0].body, table.body
+        _require(isinstance(result, Result) and isinstance(body, Table), f"{deed}: needs a Table and its Result")
+        assert isinstance(result, Result) and isinstance(body, Table)
+        fits = (body.result, table.sender, table.statement.index) == (rest[0].hash, rest[0].sender, result.part)
+        _require(fits, f"{deed}: the Result is not the one that the Table is about")
+        (contribution, items), parts = _decided(rest)
+        digest_ = items_digest("contributors", rest[0].statement.prev, items)
+        _require(digest_ == rest[0].statement.ctx, f"{deed}: the commits are not those the result names")
+        _require(result.part < parts, f"{deed}: there is no such part")
+        contributors = [worker for worker in contribution.workers if worker not in result.without]
+        blobs = {digest(blob): blob for blob in evidence.blobs}
+        _require(result.hash in blobs, f"{deed}: the reduced bytes are missing")
+        numel = _layout(genesis, parts).part_numel(result.part)
+        reduced = open_part(blobs[result.hash], numel)
+        _require(reduced is not None, f"{deed}: the reduced bytes are no legal encoding")
+        assert reduced is not None
+        leaves = {worker: leaf_of(contribution.commits[worker], result.part) for worker in contributors}
+        given = {worker: blobs[leaf] for worker, leaf in leaves.items() if leaf in blobs}
+        return cls(contributors, given, numel, reduced, sketch_seed(table.statement.ctx, result.part))
+
+    def row(self, part: bytes) -> bytes:
+        """What the row of these committed bytes is."""
+        opened = open_part(part, self.numel)
+        return b"" if opened is None else row_of(opened, self.reduced, self.seed)
+
+
 def _false_charge(
     verifier: Verifier, evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf
 ) -> Proof:
@@ -208,6 +284,8 @@ _CHECKS: Mapping[str, _Check] = {
     "illegal_encoding": _illegal_encoding,
     "illegal_result": _illegal_result,
     "wrong_reduction": _wrong_reduction,
+    "wrong_table": _wrong_table,
+    "false_dispute": _false_dispute,
 }
 
 

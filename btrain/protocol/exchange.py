@@ -11,6 +11,7 @@ from torch import Tensor
 from btrain.aggregation import Rule
 from btrain.kernels import QuantizedBlocks, dequantize_blockwise
 from btrain.protocol.blobs import Blobs
+from btrain.protocol.contribution import leaf_of
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import FetchBlob, PushBlob, PutBlob, Work
 from btrain.protocol.encoding import PeerId, digest
@@ -18,12 +19,6 @@ from btrain.protocol.ledger import Contribution, ResultEntry
 from btrain.protocol.messages import Commit, Message, Result
 from btrain.protocol.reduction import ReducedPart, open_part, reduce_committed
 from btrain.protocol.roles import Roles
-
-
-def leaf_of(commit: Message, part: int) -> bytes:
-    """Hash of the sender's encoded `part`."""
-    assert isinstance(commit.body, Commit)
-    return commit.body.leaves[part]
 
 
 def with_leaves(commits: Mapping[PeerId, Message]) -> tuple[PeerId, ...]:
@@ -43,6 +38,7 @@ class Exchange:
     illegal: list[tuple[str, Message, bytes]] = field(default_factory=list)  # (deed, statement, bytes)
     clipped_share: float = 0.0
     without: dict[tuple[bytes, int, int], tuple[PeerId, ...]] = field(default_factory=dict)  # (ctx, part, attempt)
+    taus: dict[bytes, float] = field(default_factory=dict)  # clipping radius of own results, by hash
     _started: set[tuple[bytes, int, int]] = field(default_factory=set)
     _fetching: set[bytes] = field(default_factory=set)
     _fetched: set[bytes] = field(default_factory=set)
@@ -70,6 +66,11 @@ class Exchange:
     def lacking(self, part: int, commits: Mapping[PeerId, Message], workers: Iterable[PeerId]) -> list[PeerId]:
         """Workers whose bytes of `part` are not here."""
         return [worker for worker in workers if self.blobs.get(leaf_of(commits[worker], part)) is None]
+
+    def committed(self, part: int, commits: Mapping[PeerId, Message], workers: Iterable[PeerId]) -> dict[PeerId, bytes]:
+        """The bytes of `part` that workers committed to, all of which are here."""
+        found = {worker: self.blobs.get(leaf_of(commits[worker], part)) for worker in workers}
+        return {worker: data for worker, data in found.items() if data is not None}
 
     def pull(
         self,
@@ -130,6 +131,7 @@ class Exchange:
         """Keep a reduced part and send it to all members, absent ones too: they follow. Returns its hash."""
         hash = digest(reduced.data)
         self.clipped_share = reduced.clipped_share
+        self.taus[hash] = reduced.tau
         self.keep(hash, reduced.data)
         for peer in members:
             if peer != self.desk.me:
@@ -163,8 +165,8 @@ class Exchange:
         return True
 
     def update(self, results: Iterable[ResultEntry]) -> Tensor:
-        """The decided parts put together, float32 [d]."""
-        out = torch.empty(self.roles.layout.numel)
+        """These of the decided parts put together, zero elsewhere, float32 [d]."""
+        out = torch.zeros(self.roles.layout.numel)
         for entry in results:
             start, end = self.roles.layout.bounds(entry.part)
             out[start:end] = dequantize_blockwise(self.opened[entry.part, entry.hash])[: end - start]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median_low
@@ -18,6 +18,7 @@ from btrain.protocol.blocks import (
     CertifiedState,
     CommitEntry,
     Complaint,
+    DisputeEntry,
     Founder,
     Genesis,
     LinkEntry,
@@ -25,6 +26,7 @@ from btrain.protocol.blocks import (
     ListedVerdict,
     Reproach,
     ResultEntry,
+    TableEntry,
     open_block,
     open_genesis,
 )
@@ -48,6 +50,7 @@ from btrain.protocol.roles import Roles, draw_roles
 from btrain.protocol.roster import Roster, Seat
 from btrain.protocol.strikes import listed_reproaches, struck, with_reproaches
 from btrain.protocol.sweep import SWEEP_ROUNDS, Sweep, sweeps_after
+from btrain.protocol.table_limits import UNSOUND
 from btrain.protocol.verdicts import contradicted, decisive_verdicts, verdict_bans
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "CommitEntry",
     "Complaint",
     "Contribution",
+    "DisputeEntry",
     "Founder",
     "Genesis",
     "LedgerState",
@@ -66,6 +70,7 @@ __all__ = [
     "ListedVerdict",
     "ResultEntry",
     "Sweep",
+    "TableEntry",
     "build_block",
     "check_certificate",
     "check_genesis",
@@ -232,8 +237,10 @@ def build_block(
     results: Sequence[ResultEntry],
     results_void: bool,
     links: Mapping[PeerId, bytes],
+    tables: Sequence[TableEntry] = (),
+    disputes: Sequence[DisputeEntry] = (),
 ) -> Block:
-    """The one block that follows from the decisions of round t."""
+    """The one block that follows from the decisions of round t; tables and disputes in order."""
     commits = {peer: message.body for peer, message in sorted(contribution.commits.items())}
     bodies = {peer: body for peer, body in commits.items() if isinstance(body, Commit)}
     void = 1 if contribution.void or not contribution.workers else 2 if results_void else 0
@@ -263,13 +270,15 @@ def build_block(
         bans=_bans(state.roster, charges, verdicts),
         admissions=_admissions(state, bodies),
         departures=_departures(state, bodies),
-        absences=_absences(state, contribution.commits, links, reproaches),
+        absences=_absences(state, contribution.commits, links, reproaches, _without_table(results, tables)),
         step=state.step + (void == 0),
         state=certified,
         compute_ms=_typical([body.compute_ms for body in bodies.values()], state.compute_ms),
         transfer_ms=_typical([body.transfer_ms for body in bodies.values()], state.transfer_ms),
         candidates=contest.candidates(state.round, state.roster, certified, bodies, randomness),
         reproaches=reproaches,
+        tables=tuple(tables),
+        disputes=tuple(disputes),
     )
 
 
@@ -346,15 +355,28 @@ def _departures(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[Pe
     return tuple(leaving[: _spare(state)])
 
 
+def _without_table(results: Sequence[ResultEntry], tables: Sequence[TableEntry]) -> set[PeerId]:
+    """Aggregators of a part that has no Table, or an unsound one."""
+    vouched = {entry.part for entry in tables if entry.verdict < UNSOUND}
+    return {entry.aggregator for entry in results if entry.part not in vouched}
+
+
 def _absences(
-    state: LedgerState, commits: Collection[PeerId], links: Collection[PeerId], reproaches: Sequence[Reproach]
+    state: LedgerState,
+    commits: Collection[PeerId],
+    links: Collection[PeerId],
+    reproaches: Sequence[Reproach],
+    without_table: Collection[PeerId],
 ) -> tuple[PeerId, ...]:
-    """Present members that sent no Commit in time, or committed and opened no link, or were struck. A void decision
-    blames nobody."""
+    """Present members that did not commit in time, opened no link, gave no Table or were struck.
+
+    A void decision blames nobody, and where more than b gave no Table it was not their fault.
+    """
     if not commits:
         return ()
     lost = struck(state.roster, state.round, reproaches)
-    return tuple(p for p in state.roster.present if p not in commits or p not in links or p in lost)
+    blamed = without_table if len(without_table) <= state.roster.faulty_max else ()
+    return tuple(p for p in state.roster.present if p not in commits or p not in links or p in lost or p in blamed)
 
 
 def _check(block: Block, state: LedgerState) -> None:
@@ -388,16 +410,30 @@ def _check(block: Block, state: LedgerState) -> None:
     reproaching = {(reproach.member, reproach.of) for reproach in block.reproaches}
     require({member for member, _ in reproaching} <= set(committed), "reproaches: of a member without a commit")
     require(len(reproaching) == len(block.reproaches), "reproaches: one is listed twice")
-    absent = _absences(state, committed, linked, block.reproaches)
-    require(block.absences == absent, "absences: do not follow from commits, links and reproaches")
+    absent = _absences(state, committed, linked, block.reproaches, _without_table(block.results, block.tables))
+    require(block.absences == absent, "absences: do not follow from commits, links, Tables and reproaches")
     require(len(block.departures) <= _spare(state), "departures: too few seats would be left")
     require(set(block.departures) <= set(roster.members), "departures: of a non-member")
     require(all(_admissible(entry.peer, state) for entry in block.admissions), "admissions: of one who may not enter")
     parts = [entry.part for entry in block.results]
     require(parts == (list(range(state.roles().layout.parts)) if block.void == 0 else []), "results: not one a part")
     require(block.void <= 2, "void")
+    _check_tables(block, require)
     require(block.step == state.step + (block.void == 0), "step")
     require(contest.follows(block, state.contest, roster), "state: of another round, or no candidate")
+
+
+def _check_tables(block: Block, require: Callable[[bool, str], None]) -> None:
+    """Tables and disputes are in order, and of parts and members of this block."""
+    tabled = [entry.part for entry in block.tables]
+    require(
+        tabled == sorted(set(tabled)) and set(tabled) <= {r.part for r in block.results}, "tables: not of its parts"
+    )
+    require(all(entry.verdict <= UNSOUND for entry in block.tables), "tables: an unknown verdict")
+    disputes = [(entry.part, entry.peer) for entry in block.disputes]
+    require(disputes == sorted(set(disputes)), "disputes: not in order")
+    require({part for part, _ in disputes} <= set(tabled), "disputes: of a part without a table")
+    require({peer for _, peer in disputes} <= set(block.contributors), "disputes: by one who contributed nothing")
 
 
 def check_genesis(genesis: Genesis, signatures: Sequence[bytes], verifier: Verifier) -> None:

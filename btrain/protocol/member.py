@@ -16,8 +16,10 @@ from btrain.protocol.allowance import Allowance
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blobs import Blobs
 from btrain.protocol.catchup import Replay
+from btrain.protocol.checking import Proof
 from btrain.protocol.chronicle import Chronicle, Ledger
-from btrain.protocol.court import Court, Record, decision_statements
+from btrain.protocol.contribution import decision_statements
+from btrain.protocol.court import Court, Record
 from btrain.protocol.deciding import Post
 from btrain.protocol.decisions import BLOCK
 from btrain.protocol.desk import Desk
@@ -453,8 +455,9 @@ class Member:
         contribution = finished.contribution
         assert contribution is not None
         results = {entry.part: finished.result_of(entry) for entry in block.results}
+        state, checked = finished.state, finished.checking.checked(block)
         self.court.close_round(
-            Record(finished.roles, finished.state.head, finished.state.seed_randomness, contribution, results, block)
+            Record(finished.roles, state.head, state.seed_randomness, contribution, results, block, checked)
         )
         self.replay.step(block, finished.update())
         self._reproaches, self._unheard = finished.reproaches(), finished.not_heard()
@@ -498,7 +501,7 @@ class Member:
             contributors=len(block.contributors), absent=[p.hex() for p in block.absences],
             admitted=[a.peer.hex() for a in block.admissions], left=[p.hex() for p in block.departures],
             clipped_share=finished.exchange.clipped_share, losses_left=self.state.roster.losses_left,
-            seconds=finished.seconds(now),
+            seconds=finished.seconds(now), void_parts=list(block.void_parts),
         )  # fmt: skip
 
     # --- where everybody is ---
@@ -544,6 +547,9 @@ class Member:
             if deed == "illegal_result" and self.round is not None and self.round.contribution is not None:
                 statements += decision_statements(self.round.contribution)
             self.court.charge(deed, statement.sender, statement.statement.round, statements, [data])
+        for proof in self._take_proofs():
+            accused = proof.statements[0]
+            self.court.charge(proof.deed, accused.sender, accused.statement.round, proof.statements, proof.blobs)
         conflicts, self.desk.conflicts = self.desk.conflicts, []
         for one, other in conflicts:
             self.court.charge("equivocation", one.sender, one.statement.round, [one, other], [])
@@ -559,6 +565,12 @@ class Member:
         if self.round is None:
             return []
         found, self.round.exchange.illegal = self.round.exchange.illegal, []
+        return found
+
+    def _take_proofs(self) -> list[Proof]:
+        if self.round is None:
+            return []
+        found, self.round.checking.proofs = self.round.checking.proofs, []
         return found
 
     def _halt(self, reason: str, done: bool) -> None:

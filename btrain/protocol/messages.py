@@ -24,10 +24,11 @@ DOMAIN = b"btrain/statement/v1\0"
 PARTS_MAX = MEMBERS_MAX
 LISTED_MAX = 64  # charges, verdicts, admissions in one Commit
 ENVELOPE_BYTES_MAX = 60 * 1024  # a control frame is 64 KiB
+ROW_BYTES = 260  # of a Table: a norm and 64 buckets, float32
 
 Kind = Literal[
     "commit", "missing", "receipt", "result", "reveal", "vote", "quit", "lock", "proposal", "final",
-    "accusation", "charge", "join", "leave", "genesis",
+    "accusation", "charge", "join", "leave", "genesis", "table", "dispute", "approval",
 ]  # fmt: skip
 Text = Annotated[str, msgspec.Meta(max_length=64)]
 
@@ -132,6 +133,29 @@ class Reveal(Record, frozen=True):
     link: Hash
 
 
+class Table(Record, frozen=True):
+    """What the aggregator of a part says of every contributor once links are open; see `protocol/tables.py`.
+
+    result: hash of its Result. links: mask of the committed members whose links make up ctx. tau: the clipping radius,
+    infinite where nothing is clipped. rows: in member order, empty where the committed bytes are no legal encoding.
+    """
+
+    result: Hash
+    links: Annotated[bytes, msgspec.Meta(max_length=MEMBERS_MAX // 8)]
+    tau: float
+    rows: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=ROW_BYTES)], ...], msgspec.Meta(max_length=MEMBERS_MAX)
+    ]
+
+
+class Dispute(Record, frozen=True):
+    """'My row in the Table of this hash is wrong.' index = part, ctx = the Table. It or the Table is proven wrong."""
+
+
+class Approval(Record, frozen=True):
+    """'My rows are right in all Tables.' ctx = digest of the Tables in part order. It saves waiting for disputes."""
+
+
 class Accusation(Record, frozen=True):
     """'I recomputed the gradient that `accused` committed in `round`, and it is another.' One a round."""
 
@@ -166,7 +190,7 @@ class GenesisSignature(Record, frozen=True):
 
 Body = (
     Commit | Missing | Receipt | Result | Reveal | Vote | Quit | Lock | Proposal | Final
-    | Accusation | Charge | Join | Leave | GenesisSignature
+    | Accusation | Charge | Join | Leave | GenesisSignature | Table | Dispute | Approval
 )  # fmt: skip
 
 BODIES: dict[str, type[msgspec.Struct]] = {
@@ -185,6 +209,9 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "join": Join,
     "leave": Leave,
     "genesis": GenesisSignature,
+    "table": Table,
+    "dispute": Dispute,
+    "approval": Approval,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class ReducedPart:
     data: bytes
     coefficients: tuple[float, ...]  # of the legal contributors, in member order
     clipped_share: float
+    tau: float = math.inf  # the clipping radius, if the rule has one
 
 
 def open_part(data: bytes, numel: int) -> QuantizedBlocks | None:
@@ -42,7 +44,8 @@ def reduce_committed(parts: Mapping[PeerId, bytes], numel: int, rule: Rule) -> R
     if not legal:
         return ReducedPart(quantize_blockwise(torch.zeros(numel)).to_bytes(), (), 0.0)
     reduction = reduce_with_report(legal, rule)
-    return ReducedPart(reduction.blocks.to_bytes(), reduction.coefficients, reduction.clipped_share)
+    tau = math.inf if reduction.tau is None else reduction.tau
+    return ReducedPart(reduction.blocks.to_bytes(), reduction.coefficients, reduction.clipped_share, tau)
 
 
 def encode_gradient(gradient: Tensor, layout: PartLayout) -> list[bytes] | None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from btrain.protocol.contribution import COMPLAINT_INDEX
+from btrain.protocol.contribution import COMPLAINT_INDEX, leaf_of
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import PushBlob
 from btrain.protocol.encoding import MEMBERS_MAX, PeerId
-from btrain.protocol.exchange import Exchange, leaf_of
+from btrain.protocol.exchange import Exchange
 from btrain.protocol.ledger import LedgerState
 from btrain.protocol.messages import Commit, Message, Missing, Receipt
 from btrain.protocol.packets import Envelopes

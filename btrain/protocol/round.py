@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import Tensor
 
 from btrain.protocol.agreement_messages import VOID, Final, Items
+from btrain.protocol.block_items import BlockItems, link_key
 from btrain.protocol.contribution import (
     COMPLAINT_INDEX,
     answers,
@@ -21,20 +22,31 @@ from btrain.protocol.contribution import (
     may_leave_out,
 )
 from btrain.protocol.deciding import Deciding, Post
-from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS, RULES, ResultsRules, link_key, links_of, result_key
+from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS, RULES, ResultsRules, result_key
 from btrain.protocol.effects import Compute, Work
 from btrain.protocol.encoding import ZERO, PeerId, digest
 from btrain.protocol.exchange import Exchange, with_leaves
 from btrain.protocol.hearing import Hearing, helpers_of
 from btrain.protocol.ledger import Block, Contribution, LedgerState, ResultEntry, build_block
-from btrain.protocol.messages import Commit, Message, Missing, Receipt, Result, Reveal, Statement
+from btrain.protocol.messages import (
+    Approval,
+    Commit,
+    Dispute,
+    Message,
+    Missing,
+    Receipt,
+    Result,
+    Reveal,
+    Statement,
+    Table,
+)
 from btrain.protocol.packets import HandOn
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.reduction import ReducedPart, encode_gradient
 from btrain.protocol.relays import Relays
 from btrain.protocol.statements import ENGINE_PAYLOADS
 
-BLOCKS_REMEMBERED = 32  # blocks of different sets of links, built and kept
+BLOCKS_REMEMBERED = 32  # blocks of different sets of items, built and kept
 
 
 class Round(Deciding):
@@ -53,6 +65,7 @@ class Round(Deciding):
         self.unheard: set[PeerId] = set()  # members that others are asked to hand on
         self.contribution: Contribution | None = None
         self.decided_results: tuple[ResultEntry, ...] = ()
+        self._result_statements: dict[int, Message] = {}  # of the decided results, by part
         self.results_void = False
         self.results_digest = ZERO
         self.block: Block | None = None
@@ -79,8 +92,8 @@ class Round(Deciding):
             self.desk.emit(Compute(self.round, seed))
         else:
             self._commit([], now)
-        self._set_timer("complaints", self._complaints_from_us)
-        self._set_timer("unheard", self.started_us + self.clock.compute_us + self.clock.delta_us)
+        self.set_timer("complaints", self._complaints_from_us)
+        self.set_timer("unheard", self.started_us + self.clock.compute_us + self.clock.delta_us)
 
     def computed(self, gradient: Tensor | None, seconds: float, now: int) -> None:
         """This peer's gradient, float32 [d]; None if it could not be computed."""
@@ -131,6 +144,8 @@ class Round(Deciding):
         elif job == "reduce" and isinstance(result, ReducedPart):
             part, attempt, ctx = rest.split(":")
             self._publish(int(part), int(attempt), bytes.fromhex(ctx), result, now)
+        else:
+            self.checking.work_done(job, rest, result, now)
 
     # --- statements of others ---
 
@@ -155,6 +170,8 @@ class Round(Deciding):
             return
         if isinstance(body, ENGINE_PAYLOADS):
             self._on_engine(message, body, now)
+        elif isinstance(body, Table) and not self.checking.awaits(message):
+            return
         elif notice == "second":
             self._on_second(message, now)
         else:
@@ -169,13 +186,16 @@ class Round(Deciding):
         """Act on a statement that was kept."""
         body = message.body
         if isinstance(body, Commit):
-            self._hold(CONTRIBUTORS, item_key(message), message.hash, now)
+            self.hold(CONTRIBUTORS, item_key(message), message.hash, now)
             self._await_part(message.sender, now)
             self.relays.serve()
         elif isinstance(body, Missing | Receipt):
             self._on_dispute(message, now)
         elif isinstance(body, Reveal) and message.sender in self.expected_links:
-            self._hold(BLOCK, link_key(message.sender), body.link, now)
+            self.hold(BLOCK, link_key(message.sender), body.link, now)
+            self.checking.advance(now)
+        elif isinstance(body, (Table, Dispute, Approval)):
+            self.checking.take(message, now)
         if isinstance(body, Commit):
             self._reduce_all()
             self._reduce_decided()
@@ -194,6 +214,9 @@ class Round(Deciding):
         if isinstance(message.body, Reveal):
             self._take(message, now)  # the chain has one link for a round: the other statement was refused
             return
+        if isinstance(message.body, (Table, Dispute, Approval)):
+            self.checking.second(message, now)
+            return
         engine = self.engines[CONTRIBUTORS]
         if engine is not None:
             self._drive(CONTRIBUTORS, engine.equivocated(item_key(message), now), now)
@@ -205,6 +228,7 @@ class Round(Deciding):
         self.relays.serve()
         self._check_parts(now)
         self._check_results(now)
+        self.checking.advance(now)
 
     def timer(self, name: str, now: int) -> None:
         """A timer of this round; `name` without the round's prefix."""
@@ -225,6 +249,8 @@ class Round(Deciding):
             self._fetch_results(now)
         elif name == "bodies":
             self._check_decided(now)
+        elif name == "tables" or name.startswith("mature:"):
+            self.checking.timer(name, now)
         elif name[:1].isdigit():
             index, _, rest = name.partition(":")
             engine = self.engines[int(index)]
@@ -272,12 +298,12 @@ class Round(Deciding):
         return self.started_us + self.clock.compute_us + self.clock.transfer_us + 2 * self.clock.delta_us
 
     def _set_relay_timer(self, aggregator: PeerId, now: int) -> None:
-        self._set_timer(f"relay:{aggregator.hex()}", now + self.clock.transfer_us + self.clock.delta_us)
+        self.set_timer(f"relay:{aggregator.hex()}", now + self.clock.transfer_us + self.clock.delta_us)
 
     def _await_part(self, worker: PeerId, now: int) -> None:
         """A Commit is here: its part shall follow within the transfer deadline."""
         if self._lacks(worker):
-            self._set_timer(f"part:{worker.hex()}", now + self.clock.transfer_us)
+            self.set_timer(f"part:{worker.hex()}", now + self.clock.transfer_us)
 
     def _on_late_part(self, scope: str, worker: PeerId, now: int) -> None:
         """Ask the worker for its part; Delta later ask in public, for relays; at last complain."""
@@ -287,12 +313,12 @@ class Round(Deciding):
             self.exchange.retry()
             self.exchange.pull(self._own_part, self.statements.commits, [worker], self.relays.holders)
             self._overdue.add(worker)
-            self._set_timer(f"lacking:{worker.hex()}", now + self.clock.delta_us)
+            self.set_timer(f"lacking:{worker.hex()}", now + self.clock.delta_us)
         else:
             self._say_missing(0, now)
             patience_us = now + self.clock.transfer_us + 2 * self.clock.delta_us
             last_us = self._complaints_from_us if self.contribution is None else patience_us
-            self._set_timer("complain", max(now, min(patience_us, last_us)))
+            self.set_timer("complain", max(now, min(patience_us, last_us)))
 
     def _say_missing(self, index: int, now: int) -> None:
         """Say whose part is overdue; those first for which no relay has signed."""
@@ -323,7 +349,7 @@ class Round(Deciding):
             r for r in self.statements.receipts if any(answers(r, m, self.statements.commits) for m in complaints)
         ]
         for message in complaints + receipts:
-            self._hold(CONTRIBUTORS, item_key(message), message.hash, now)
+            self.hold(CONTRIBUTORS, item_key(message), message.hash, now)
 
     # --- parts and results ---
 
@@ -409,7 +435,7 @@ class Round(Deciding):
         for key, message in list(self._rightful_results()):
             if self.exchange.open_result(message) and self._held_results.get(key) != message.hash:
                 self._held_results[key] = message.hash
-                self._hold(RESULTS, key, message.hash, now)
+                self.hold(RESULTS, key, message.hash, now)
             elif message.sender in self.unheard and not self.exchange.has_opened(message):
                 self._fetch_result(message)  # it is not going to be pushed to this member
         engine = self.engines[RESULTS]
@@ -435,12 +461,8 @@ class Round(Deciding):
         return may_leave_out(result.body.without, result.sender, contribution)
 
     def result_of(self, entry: ResultEntry) -> Message:
-        """The statement behind a decided result."""
-        assert self.contribution is not None
-        known = self.statements.results[self.contribution.ctx].values()
-        place = (entry.part, entry.attempt, entry.aggregator)
-        return next(m for m in known if (m.statement.index, m.statement.attempt, m.sender) == place
-                    and isinstance(m.body, Result) and m.body.hash == entry.hash)  # fmt: skip
+        """The statement behind a decided result; its signer may have signed others about the same bytes."""
+        return self._result_statements[entry.part]
 
     def _fetch_results(self, now: int) -> None:
         """Ask for bytes that have not come: results of the aggregator first, then of everybody; parts to reduce."""
@@ -451,7 +473,7 @@ class Round(Deciding):
         for _, message in self._rightful_results():
             if not self.exchange.open_result(message):
                 self._fetch_result(message)
-        self._set_timer("fetch", now + self.clock.delta_us)
+        self.set_timer("fetch", now + self.clock.delta_us)
 
     def _fetch_result(self, message: Message) -> None:
         """From two others first, everybody from his own two: an aggregator that is slow to one member holds up none."""
@@ -471,13 +493,14 @@ class Round(Deciding):
     def update(self) -> Tensor | None:
         """The decided update, float32 [d]; None in a void round."""
         assert self.block is not None
-        return None if self.block.void else self.exchange.update(self.block.results)
+        counted = [entry for entry in self.block.results if entry.part not in self.block.void_parts]
+        return None if self.block.void else self.exchange.update(counted)
 
     # --- decisions ---
 
     def _entered(self, now: int) -> None:
         self._reduce_decided()
-        self._set_timer("without", now + self.clock.timing(RESULTS).delta_us)
+        self.set_timer("without", now + self.clock.timing(RESULTS).delta_us)
 
     def _check_decided(self, now: int) -> None:
         """Act on a decision once the bodies of its items are here; ask for those that are not."""
@@ -504,7 +527,7 @@ class Round(Deciding):
             self._begin_block(ctx, now)
             return
         self._open(RESULTS, now)
-        self._set_timer("fetch", now + self.clock.delta_us)
+        self.set_timer("fetch", now + self.clock.delta_us)
         self._reduce_decided()
         self._check_results(now)
 
@@ -518,6 +541,10 @@ class Round(Deciding):
                 self._await_bodies(items, now)
                 return
             self.decided_results = tuple(entries)
+            decided = {
+                (m.statement.index, m.statement.attempt, m.sender): m for m in self.statements.bodies_of(items) or ()
+            }
+            self._result_statements = {e.part: decided[e.part, e.attempt, e.aggregator] for e in entries}
         engine = self.engines[RESULTS]
         if engine is not None and engine.attempt == 0:  # what a fault delayed is no measure of the network
             self.transfer_ms = max(1, (now - self._contributors_at_us) // 1000)
@@ -525,22 +552,27 @@ class Round(Deciding):
 
     def _await_bodies(self, items: Items, now: int) -> None:
         self.statements.ask(items.values(), None)
-        self._set_timer("bodies", now + self.clock.delta_us)
+        self.set_timer("bodies", now + self.clock.delta_us)
 
     def _begin_block(self, results_digest: bytes, now: int) -> None:
-        """Open the link: the results are final, so nobody can make one to suit r[t]."""
+        """The results are decided: agree on the block."""
         self.results_digest = results_digest
         self._results_at_us = now
         self._open(BLOCK, now)
-        if self.me in self.expected_links:
+        self._reveal(now)
+        for peer in sorted(set(self.statements.links) & self.expected_links):
+            link_body = self.statements.links[peer].body
+            assert isinstance(link_body, Reveal)
+            self.hold(BLOCK, link_key(peer), link_body.link, now)
+        self.checking.begin(now)
+
+    def _reveal(self, now: int) -> None:
+        """Open the own link, with the Final for `results`: nobody can make a result to suit r[t] any more."""
+        if self.me in self.expected_links and self.me not in self.statements.links:
             link = Reveal(self.chain.link(self.round))
             message = self.desk.sign(self.desk.statement(link, prev=self.state.head, round=self.round))
             self.behaviour.broadcast(self.desk, message, self)
             self.statements.links[self.me] = message
-        for peer in sorted(set(self.statements.links) & self.expected_links):
-            link_body = self.statements.links[peer].body
-            assert isinstance(link_body, Reveal)
-            self._hold(BLOCK, link_key(peer), link_body.link, now)
 
     @property
     def expected_links(self) -> set[PeerId]:
@@ -548,14 +580,15 @@ class Round(Deciding):
         return set(self.contribution.commits) if self.contribution is not None else set()
 
     def block_of(self, items: Items) -> Block:
-        """The block that follows from these links."""
+        """The block that follows from these links, Tables and disputes."""
         assert self.contribution is not None
         key = tuple(sorted(items.items()))
         if key not in self._blocks:
             if len(self._blocks) >= BLOCKS_REMEMBERED:
                 self._blocks.clear()
-            links = links_of(items) or {}
+            found = BlockItems.read(items) or BlockItems()
             self._blocks[key] = build_block(
-                self.state, self.contribution, self.decided_results, self.results_void, links
-            )
+                self.state, self.contribution, self.decided_results, self.results_void, found.links,
+                found.table_entries, found.dispute_entries,
+            )  # fmt: skip
         return self._blocks[key]

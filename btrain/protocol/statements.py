@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from btrain.protocol.agreement_messages import Final, Items, Lock, Proposal, Quit, Vote
+from btrain.protocol.block_items import link_key
 from btrain.protocol.contribution import COMPLAINT_INDEX, is_item, item_key
-from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, link_key, result_key
+from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, result_key
 from btrain.protocol.desk import Desk, Notice
 from btrain.protocol.encoding import MEMBERS_MAX, ZERO, PeerId
 from btrain.protocol.errors import InconsistentMessage, NotAMember
 from btrain.protocol.ledger import LedgerState
-from btrain.protocol.messages import Commit, Message, Missing, Receipt, Result, Reveal
+from btrain.protocol.messages import (
+    ROW_BYTES,
+    Approval,
+    Commit,
+    Dispute,
+    Message,
+    Missing,
+    Receipt,
+    Result,
+    Reveal,
+    Table,
+)
 from btrain.protocol.packets import BodyRequest, Envelopes
 from btrain.protocol.roles import Roles, relays_of
 
@@ -67,7 +79,12 @@ class Statements:
                 raise InconsistentMessage(_slot_text(message))
         elif isinstance(body, Receipt):
             self._check_receipt(message, body)
-        elif not isinstance(body, (Commit, Reveal)) or (s.attempt, s.index) != (0, 0):
+        elif isinstance(body, (Table, Dispute)):
+            if s.attempt or s.index >= roles.layout.parts:
+                raise InconsistentMessage(f"{_slot_text(message)}: there are {roles.layout.parts} parts")
+            if message.sender not in roles.workers:
+                raise NotAMember(f"{_slot_text(message)}: it has no part in round {s.round}")
+        elif not isinstance(body, (Commit, Reveal, Approval)) or (s.attempt, s.index) != (0, 0):
             raise InconsistentMessage(_slot_text(message))
 
     def _check_receipt(self, message: Message, body: Receipt) -> None:
@@ -112,6 +129,9 @@ class Statements:
             ordered = list(body.without) == sorted(set(body.without) & set(roles.workers))
             if not ordered or (body.without and message.statement.attempt == 0):
                 raise InconsistentMessage(f"{place} without {len(body.without)} contributors")
+        elif isinstance(body, Table):
+            if len(body.rows) > len(roles.workers) or any(len(row) not in {0, ROW_BYTES} for row in body.rows):
+                raise InconsistentMessage(f"{place} with rows that are none of {len(roles.workers)} workers")
         elif isinstance(body, Reveal) and not self.opens(sender, body.link):
             raise InconsistentMessage(f"{place} is not on its chain")
 

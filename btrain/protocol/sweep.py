@@ -18,7 +18,7 @@ from btrain.protocol.encoding import PeerId, sha256
 from btrain.protocol.randomness import permutation
 from btrain.protocol.roster import Roster
 
-CHEATS = frozenset({"wrong_gradient", "wrong_reduction", "illegal_encoding", "illegal_result"})
+CHEATS = frozenset({"wrong_gradient", "wrong_reduction", "wrong_table", "illegal_encoding", "illegal_result"})
 """Deeds that spoil what a round computes. Breaches of the agreement's or the courts' rules say nothing of others."""
 
 SWEEP_ROUNDS = 16  # how long it may take: it runs beside training

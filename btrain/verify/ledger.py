@@ -56,6 +56,7 @@ class LedgerAudit:
             "blocks": len(blocks),
             "rounds_planned": self.state.charter.rounds,
             "void_rounds": len(blocks) - len(counted),
+            "void_parts": sum(len(block.void_parts) for block in blocks),
             "bans": [self._ban(block, ban) for block, ban in self.bans],
             "evidence": [proof.document() for proof in self.proofs],
             "checkpoints": self.checkpoints,

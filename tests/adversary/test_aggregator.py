@@ -45,9 +45,8 @@ def test_a_dropped_contributor_is_said_to_weigh_nothing(scene: Any) -> None:
         peer: SimpleNamespace(body=Commit((digest(b""), digest(data), digest(b"")), (), (), (), (), (), 5, 0))
         for peer, data in parts.items()
     }
-    blobs = {digest(data): data for data in parts.values()}
-    round.statements = SimpleNamespace(commits=commits)
-    round.exchange = SimpleNamespace(blobs=blobs, rule=get_rule("mean"))
+    round.statements, round.contribution = SimpleNamespace(commits=commits), None
+    round.exchange = SimpleNamespace(committed=lambda *_: parts, rule=get_rule("mean"))
     right = reduce_committed(parts, numel, get_rule("mean"))
     forged = DropContributor(coalition=scene.coalition).reduced(right, part, round)
     assert forged.coefficients.count(0.0) == 1 and forged.coefficients.index(0.0) < 4

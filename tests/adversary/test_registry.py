@@ -17,7 +17,8 @@ NEEDED = {
     "minus_128", "denormal", "wrong_reduce", "equivocate", "edge_late", "false_accuse", "freeze", "restart_mid_round",
     "delayed", "rop", "min_max", "mimic", "just_inside_tolerance", "withhold_part", "selective_send", "rubber_stamp",
     "abort_link", "garbage", "flood", "replay", "double_vote", "lie", "drop_contributor", "oversize", "bad_proposal",
-    "kill", "broken_link", "state_poison", "forged_history",
+    "kill", "broken_link", "state_poison", "forged_history", "lie_table", "collude_table", "wrong_tau",
+    "directed_rounding", "just_inside_sketch", "deny_row", "withhold_table", "false_dispute",
 }  # fmt: skip
 
 

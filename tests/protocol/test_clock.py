@@ -56,5 +56,5 @@ def test_the_contract_goes_before_reports(run: Run) -> None:
 def test_each_decision_waits_for_what_it_needs(run: Run) -> None:
     clock = Clock(SECOND, 10 * SECOND, 5 * SECOND, 2 * SECOND)
     waits = {decision: clock.timing(decision).first_deadline_us for decision in (CONTRIBUTORS, RESULTS, BLOCK)}
-    assert waits == {CONTRIBUTORS: 18 * SECOND, RESULTS: 8 * SECOND, BLOCK: 3 * SECOND}
+    assert waits == {CONTRIBUTORS: 18 * SECOND, RESULTS: 8 * SECOND, BLOCK: 4 * SECOND}
     assert clock.timing(RESULTS).delta_us == 3 * SECOND and clock.timing(BLOCK).delta_us == SECOND

@@ -8,16 +8,30 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 
-from btrain.kernels import BLOCK
+from btrain.kernels import BLOCK, QuantizedBlocks
 from btrain.protocol.contribution import contribution_of
 from btrain.protocol.encoding import ZERO, digest, encode
 from btrain.protocol.errors import InvalidEvidence, RemoteProtocolError
 from btrain.protocol.evidence import Evidence, bundle, named_deed, open_evidence, verify_evidence
 from btrain.protocol.ledger import LedgerState, items_digest
-from btrain.protocol.messages import Charge, Commit, Message, Missing, Result, Reveal, Statement, Verifier, sign
+from btrain.protocol.messages import (
+    Charge,
+    Commit,
+    Dispute,
+    Message,
+    Missing,
+    Result,
+    Reveal,
+    Statement,
+    Table,
+    Verifier,
+    sign,
+)
 from btrain.protocol.reduction import encode_gradient, reduce_committed
 from btrain.protocol.roles import PartLayout
+from btrain.protocol.tables import rows_of, sketch_seed
 from btrain.simulation.world import World
 
 Run = Any  # the fixture of conftest.py
@@ -152,6 +166,69 @@ def test_a_reduction_that_is_not_what_the_parts_give(case: Case) -> None:
     assert not case.holds(case.bundle("wrong_reduction", [result, *statements], list(some.values())))
     fewer = case.sign(0, "result", Result(1, digest(b"other"), ()), ctx=ctx, index=1)
     assert not case.holds(case.bundle("wrong_reduction", [fewer, *statements[:3]], blobs))
+
+
+def table_case(case: Case) -> tuple[list[Message], dict[bytes, list[bytes]], Message, Table]:
+    """The decided statements, everybody's parts, the right Result of part 1 by member 0 and its right Table."""
+    statements, gradients, ctx = reduction(case)
+    inputs = {peer: parts[1] for peer, parts in sorted(gradients.items())}
+    right = reduce_committed(inputs, LAYOUT.part_numel(1), case.run.rule)
+    result = case.sign(0, "result", Result(1, digest(right.data), right.coefficients), ctx=ctx, index=1)
+    opened = [QuantizedBlocks.from_bytes(data, LAYOUT.part_numel(1)) for data in inputs.values()]
+    reduced = QuantizedBlocks.from_bytes(right.data, LAYOUT.part_numel(1))
+    rows = rows_of(opened, reduced, sketch_seed(SKETCHED, 1))
+    return statements, gradients, result, Table(result.hash, b"\x0f", right.tau, rows)
+
+
+SKETCHED = digest(b"randomness")
+
+
+def test_a_wrong_row_a_wrong_radius_and_a_row_too_few(case: Case) -> None:
+    statements, gradients, result, right = table_case(case)
+    parts = [gradients[peer][1] for peer in sorted(gradients)]
+    reduced = reduce_committed(
+        dict(zip(sorted(gradients), parts, strict=True)), LAYOUT.part_numel(1), case.run.rule
+    ).data
+
+    def evidence(table: Table, blobs: list[bytes], statements: list[Message] = statements, **slot: Any) -> Evidence:
+        signed = case.sign(0, "table", table, **{"index": 1, "ctx": SKETCHED} | slot)
+        return case.bundle("wrong_table", [signed, result, *statements], blobs)
+
+    wrong = replace(right, rows=(right.rows[0], right.rows[1][:-1] + b"\x7f", *right.rows[2:]))
+    assert not case.holds(evidence(right, [reduced, *parts]))
+    assert not case.holds(evidence(right, [reduced, parts[1]]))
+    assert case.holds(evidence(wrong, [reduced, parts[1]]))
+    assert not case.holds(evidence(wrong, [reduced, parts[0]]))
+    assert not case.holds(evidence(wrong, [parts[1]]))
+    assert not case.holds(evidence(wrong, [reduced]))
+    assert not case.holds(evidence(wrong, [reduced, parts[1]], statements[:3]))
+    assert not case.holds(evidence(wrong, [reduced, parts[1]], index=0))
+    assert not case.holds(evidence(replace(wrong, result=ZERO), [reduced, parts[1]]))
+    assert case.holds(evidence(replace(right, rows=right.rows[1:]), [reduced]))
+    assert case.holds(evidence(replace(right, rows=(b"", *right.rows[1:])), [reduced, parts[0]]))
+    assert case.holds(evidence(replace(right, tau=2 * right.tau), [reduced, *parts]))
+    assert not case.holds(evidence(replace(right, tau=2 * right.tau), [reduced, *parts[1:]]))
+    assert case.holds(evidence(right, [reduced, parts[1]], ctx=digest(b"another seed")))
+
+
+def test_a_dispute_about_a_right_row(case: Case) -> None:
+    statements, gradients, result, right = table_case(case)
+    peers = sorted(gradients)
+    inputs = {peer: gradients[peer][1] for peer in peers}
+    reduced = reduce_committed(inputs, LAYOUT.part_numel(1), case.run.rule).data
+    who = [key.public_key for key in case.world.keys].index(peers[2])
+    wrong = replace(right, rows=(*right.rows[:2], right.rows[3], right.rows[3]))
+
+    def evidence(table: Table, blobs: list[bytes], index: int = 1, of: bytes | None = None) -> Evidence:
+        signed = case.sign(0, "table", table, index=1, ctx=SKETCHED)
+        dispute = case.sign(who, "dispute", Dispute(), index=index, ctx=signed.hash if of is None else of)
+        return case.bundle("false_dispute", [dispute, signed, result, *statements], blobs, accused=who)
+
+    assert case.holds(evidence(right, [reduced, inputs[peers[2]]]))
+    assert not case.holds(evidence(wrong, [reduced, inputs[peers[2]]]))
+    assert not case.holds(evidence(right, [reduced, inputs[peers[1]]]))
+    assert not case.holds(evidence(right, [reduced, inputs[peers[2]]], index=0))
+    assert not case.holds(evidence(right, [reduced, inputs[peers[2]]], of=ZERO))
 
 
 def test_who_complains_and_who_is_complained_of_are_not_in_the_sum(case: Case) -> None:

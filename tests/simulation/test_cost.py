@@ -8,7 +8,7 @@ from btrain.protocol.packets import Blocks, decode_packet
 from btrain.simulation.soak import Case, Faults, set_up
 
 CASE = Case(seed=2, peers=8, rounds=12, numel=300, attacks=(), attack_from=0, faults=Faults())
-STATEMENTS = 9  # a member's own in a round: Commit, three votes, three Finals, link, and for one of them the Result
+STATEMENTS = 10  # a member's own: Commit, Approval, three votes, three Finals, link; of one of them Result and Table
 
 
 def test_a_calm_round_sends_each_statement_once_and_hardly_a_block() -> None:

@@ -1,0 +1,88 @@
+"""What an aggregator publishes about a part once r[t] is known: for every contributor its distance and its sketch.
+
+A row follows from the committed bytes, the reduced bytes and the seed, with the same bits on every machine: exact
+integers in a block, float64 over blocks in a fixed order, one rounding to float32. So a sender recomputes its own row
+and compares bytes. Numbers in rows are in units of 2^24: the codec's largest legal vectors still fit into float32.
+
+Legend: N contributors, 64 buckets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from btrain.aggregation.geometry import squared_distances
+from btrain.aggregation.ordered import F64
+from btrain.kernels import QuantizedBlocks, block_gram
+from btrain.kernels import sketch as count_sketch
+from btrain.protocol.encoding import Hash, PeerId, sha256
+from btrain.protocol.messages import ROW_BYTES
+from btrain.protocol.randomness import next_randomness
+
+UNIT = 2.0**24
+BUCKETS = 64
+
+
+class Row(NamedTuple):
+    """A contributor's row: |g_i - v| and S(g_i), float64 [64], both in units of 2^24."""
+
+    norm: float
+    sketch: F64
+
+
+def sketch_seed(randomness: bytes, part: int) -> bytes:
+    """The seed under which everything of a part is sketched."""
+    return sha256(b"btrain/sketch/v1", randomness, part.to_bytes(8, "little"))
+
+
+def row_of(part: QuantizedBlocks, result: QuantizedBlocks, seed: bytes) -> bytes:
+    """The row of one contributor: float32 little-endian, the norm and the 64 buckets."""
+    gram_22 = block_gram([part.codes, result.codes], [part.scales, result.scales]).cpu().numpy()
+    norm = math.sqrt(squared_distances(gram_22)[0, 1])
+    return np.concatenate(([norm / UNIT], sketch_of(part, seed))).astype("<f4").tobytes()
+
+
+def rows_of(parts: Sequence[QuantizedBlocks | None], result: QuantizedBlocks, seed: bytes) -> tuple[bytes, ...]:
+    """The rows of all contributors; an empty one where the committed bytes are no legal encoding."""
+    return tuple(b"" if part is None else row_of(part, result, seed) for part in parts)
+
+
+def sketch_of(vector: QuantizedBlocks, seed: bytes) -> F64:
+    """S(x) in units of 2^24, float64 [64]."""
+    if not len(vector.scales):
+        return np.zeros(BUCKETS)
+    sketch_S: F64 = count_sketch([vector.codes], [vector.scales], seed)[0].cpu().numpy() / UNIT
+    return sketch_S
+
+
+def read_row(row: bytes) -> Row:
+    """A row of a Table, `ROW_BYTES` long; its numbers may be anything."""
+    assert len(row) == ROW_BYTES
+    numbers = np.frombuffer(row, "<f4").astype(np.float64)
+    return Row(float(numbers[0]), numbers[1:])
+
+
+# --- the links that a table rests on ---
+
+
+def link_mask(members: Sequence[PeerId], linked: Collection[PeerId]) -> bytes:
+    """One bit for each of `members`, in their order, from the lowest on: whose links were used."""
+    bits = sum(1 << i for i, peer in enumerate(members) if peer in linked)
+    return bits.to_bytes(-(-len(members) // 8), "little")
+
+
+def masked(members: Sequence[PeerId], mask: bytes) -> tuple[PeerId, ...] | None:
+    """The members that a mask names; None if it is none for so many members."""
+    bits = int.from_bytes(mask, "little")
+    if len(mask) != -(-len(members) // 8) or bits >> len(members):
+        return None
+    return tuple(peer for i, peer in enumerate(members) if bits >> i & 1)
+
+
+def table_randomness(previous: bytes, round: int, links: Mapping[PeerId, Hash]) -> bytes:
+    """What r[t] would be with these links; a Table's ctx."""
+    return next_randomness(previous, round, [links[peer] for peer in sorted(links)])
