@@ -103,16 +103,17 @@ class Document:
         if not all(path):
             raise ConfigError(f"{override.origin}: expected a key such as group.start_when, got {override.key!r}")
         data = copy.deepcopy(self.data)
-        inner = data
+        inner, made = data, {path: override.origin}
         for depth, key in enumerate(parents, 1):
             if inner.get(key) is None:
                 inner[key] = {}
+                made[path[:depth]] = override.origin
             inner = inner[key]
             if not isinstance(inner, dict):
                 raise ConfigError(f"{override.origin}: {dotted(path[:depth])} holds no keys, it is {shown(inner)}")
         inner[last] = override.value
         origins = {known: place for known, place in self.origins.items() if known[: len(path)] != path}
-        return Document(self.name, data, origins | {path: override.origin})
+        return Document(self.name, data, origins | made)
 
 
 def parse_document(text: str, name: str) -> Document:

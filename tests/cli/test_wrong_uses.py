@@ -17,7 +17,7 @@ WRONG = [
     ("peer --config none.yaml", 2, ["none.yaml", "no such file", "btrain init"]),
     ("peer --config typo.yaml", 2, ["typo.yaml:", "batch_sise", "did you mean batch_size"]),
     ("peer --config type.yaml", 2, ["type.yaml:", "rounds", "a whole number", "many"]),
-    ("peer --set optimiser.lr=3", 2, ["optimiser", "did you mean optimizer"]),
+    ("peer --set optimiser.lr=3", 2, ["--set optimiser.lr=3", "did you mean optimizer"]),
     ("peer --set rounds=0", 2, ["--set rounds=0", "at least 1"]),
     ("peer --set nonsense", 2, ["nonsense", "KEY=VALUE"]),
     ("peer --set group.byzantine_max=4", 2, ["byzantine_max", "3"]),
