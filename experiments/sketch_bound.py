@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from btrain.aggregation import CenteredClip, Reduction, reduce_with_report
 from btrain.kernels import BLOCK, QuantizedBlocks, quantize_blockwise, weighted_sum
 from btrain.protocol.messages import Table
 from btrain.protocol.table_limits import CERTAIN, DISTANCE_LIMIT, SOUND, Judgement, judge
-from btrain.protocol.tables import UNIT, read_row, row_of, rows_of, sketch_of
+from btrain.protocol.tables import UNIT, distance, packed, read_row, row_of, sketch_of, sketches_of
 
 RULE = CenteredClip()
 CONTRIBUTORS, COALITION = 15, 7
@@ -50,6 +51,11 @@ class Case:
         """E, the root mean square of the rounding of the part."""
         return math.sqrt(BLOCK / 12 * float(self.reduction.blocks.scales.double().square().sum()))
 
+    @cached_property
+    def distances(self) -> list[float]:
+        """|g_i - v| of every contributor: no seed changes them."""
+        return [distance(q, self.reduction.blocks) for q in self.sent]
+
     @property
     def tau(self) -> float:
         return math.inf if self.reduction.tau is None else self.reduction.tau
@@ -57,7 +63,9 @@ class Case:
     def judged(self, seed: bytes, published: QuantizedBlocks | None = None) -> Judgement:
         """What everybody says of an honest Table about the published part."""
         part = self.reduction.blocks if published is None else published
-        table = Table(bytes(32), b"", self.tau, rows_of(self.sent, part, seed))
+        distances = self.distances if published is None else [distance(q, part) for q in self.sent]
+        rows = tuple(packed(d, s) for d, s in zip(distances, sketches_of(self.sent, seed), strict=True))
+        table = Table(bytes(32), b"", self.tau, rows)
         return judge(table, len(self.sent), self.reduction.coefficients, part, RULE, seed)
 
     def exact(self) -> Tensor:
@@ -188,12 +196,12 @@ def colluding(spread: float, g: torch.Generator) -> bool:
     norms = np.array([row.norm for row in honest])
     tau = 2 * RULE.c * float(norms.min()) * 0.999  # the friends claim to be the nearer ones
     weights = np.minimum(1.0, tau / norms)
-    pull_S = (weights[:, None] * np.stack([row.sketch - reduced_S for row in honest])).sum(0)
+    pull_S = (weights[:, None] * np.stack([row.buckets - reduced_S for row in honest])).sum(0)
     stretch = 0.99 * math.sqrt(CERTAIN * DISTANCE_LIMIT)
     claimed = float(np.sqrt((pull_S**2).sum())) / COALITION / stretch
     if claimed > tau:
         return False
-    friend = np.concatenate(([claimed], reduced_S - pull_S / COALITION)).astype("<f4").tobytes()
+    friend = packed(claimed, reduced_S - pull_S / COALITION)
     rows = [row_of(q, part, seed) for q in case.sent[:-COALITION]] + [friend] * COALITION
     all_weights = np.concatenate((weights, np.ones(COALITION)))
     coefficients = tuple(all_weights / all_weights.sum())

@@ -80,7 +80,7 @@ def judge(
 
 
 def _finite(row: Row) -> bool:
-    return math.isfinite(row.norm) and row.norm >= 0 and bool(np.isfinite(row.sketch).all())
+    return math.isfinite(row.norm) and row.norm >= 0 and bool(np.isfinite(row.buckets).all())
 
 
 def _convex(weights_N: F64) -> bool:
@@ -94,7 +94,7 @@ class _Measured:
     def __init__(self, tau: float, rows: list[Row], weights_N: F64, reduced: QuantizedBlocks, seed: bytes) -> None:
         self.tau, self.weights_N = tau, weights_N
         self.norms_N = np.array([row.norm for row in rows])
-        self.sketches_NS = np.stack([row.sketch for row in rows])
+        self.sketches_NS = np.stack([row.buckets for row in rows])
         self.reduced_S = sketch_of(reduced, seed)
         lengths_N = np.sqrt(_squares(self.sketches_NS))
         scale = math.fsum(weights_N * lengths_N) + _length(self.reduced_S)

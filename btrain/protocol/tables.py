@@ -17,8 +17,7 @@ import numpy as np
 
 from btrain.aggregation.geometry import squared_distances
 from btrain.aggregation.ordered import F64
-from btrain.kernels import QuantizedBlocks, block_gram
-from btrain.kernels import sketch as count_sketch
+from btrain.kernels import QuantizedBlocks, block_gram, sketch
 from btrain.protocol.encoding import Hash, PeerId, sha256
 from btrain.protocol.messages import ROW_BYTES
 from btrain.protocol.randomness import next_randomness
@@ -31,7 +30,7 @@ class Row(NamedTuple):
     """A contributor's row: |g_i - v| and S(g_i), float64 [64], both in units of 2^24."""
 
     norm: float
-    sketch: F64
+    buckets: F64
 
 
 def sketch_seed(randomness: bytes, part: int) -> bytes:
@@ -41,21 +40,37 @@ def sketch_seed(randomness: bytes, part: int) -> bytes:
 
 def row_of(part: QuantizedBlocks, result: QuantizedBlocks, seed: bytes) -> bytes:
     """The row of one contributor: float32 little-endian, the norm and the 64 buckets."""
-    gram_22 = block_gram([part.codes, result.codes], [part.scales, result.scales]).cpu().numpy()
-    norm = math.sqrt(squared_distances(gram_22)[0, 1])
-    return np.concatenate(([norm / UNIT], sketch_of(part, seed))).astype("<f4").tobytes()
+    return rows_of([part], result, seed)[0]
 
 
 def rows_of(parts: Sequence[QuantizedBlocks | None], result: QuantizedBlocks, seed: bytes) -> tuple[bytes, ...]:
     """The rows of all contributors; an empty one where the committed bytes are no legal encoding."""
-    return tuple(b"" if part is None else row_of(part, result, seed) for part in parts)
+    legal = [part for part in parts if part is not None]
+    sketches = iter(sketches_of(legal, seed)) if legal else iter(())
+    return tuple(b"" if part is None else packed(distance(part, result), next(sketches)) for part in parts)
+
+
+def packed(norm: float, sketch_S: F64) -> bytes:
+    """A row, rounded once."""
+    return np.concatenate(([norm], sketch_S)).astype("<f4").tobytes()
+
+
+def distance(part: QuantizedBlocks, result: QuantizedBlocks) -> float:
+    """|g - v| in units of 2^24."""
+    gram_22 = block_gram([part.codes, result.codes], [part.scales, result.scales]).cpu().numpy()
+    return math.sqrt(squared_distances(gram_22)[0, 1]) / UNIT
+
+
+def sketches_of(vectors: Sequence[QuantizedBlocks], seed: bytes) -> F64:
+    """S(x) of one vector or more of one length, in units of 2^24, float64 [N, 64]."""
+    sketches_NS = sketch([q.codes for q in vectors], [q.scales for q in vectors], seed)
+    scaled_NS: F64 = sketches_NS.cpu().numpy() / UNIT
+    return scaled_NS
 
 
 def sketch_of(vector: QuantizedBlocks, seed: bytes) -> F64:
     """S(x) in units of 2^24, float64 [64]."""
-    if not len(vector.scales):
-        return np.zeros(BUCKETS)
-    sketch_S: F64 = count_sketch([vector.codes], [vector.scales], seed)[0].cpu().numpy() / UNIT
+    sketch_S: F64 = sketches_of([vector], seed)[0]
     return sketch_S
 
 

@@ -262,7 +262,7 @@ def test_seven_friends_of_fifteen_hide_a_shift_of_a_few_spreads_and_no_more(spre
     reduced_S = sketch([part.codes], [part.scales], SEED)[0].numpy() / UNIT
     tau = 2 * float(norms.min()) * 0.999
     weights = np.minimum(1.0, tau / norms)
-    gaps = np.stack([read_row(row).sketch - reduced_S for row in honest])
+    gaps = np.stack([read_row(row).buckets - reduced_S for row in honest])
     pull_S = (weights[:, None] * gaps).sum(0) / 7
     claimed = float(np.linalg.norm(pull_S)) / 3.0
     friend = np.concatenate(([claimed], reduced_S - pull_S)).astype("<f4").tobytes()
