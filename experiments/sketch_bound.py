@@ -213,10 +213,12 @@ def document(options: argparse.Namespace, g: torch.Generator) -> str:
     """docs/sketch-bound.md."""
     honest = false_alarms(options.trials, g)
     total = sum(row[1] for row in honest)
+    command = f"experiments/sketch_bound.py --trials {options.trials} --power-trials {options.power_trials}"
     lines = [
         "# What the tables of CHECK see, measured",
         "",
-        "Made by `python experiments/sketch_bound.py`; the limits are derived in [protocol.md](protocol.md#7a-check).",
+        f"Made by `python {command}`;",
+        "the limits are derived in [protocol.md](protocol.md#7a-check).",
         "E is the root mean square of the rounding of the reduced part, about 1 % of its length. An alarm has a part",
         "reduced again by b+1 members; a void part does not count in its round.",
         "",
