@@ -28,6 +28,8 @@ BOUNDS: Final = {
     "bad_proposal": "one further attempt, 7 Delta, for each of its proposals",
     "selective_send": "what some hold is handed on",
     "withhold_part": "relays; at worst its own gradient in that part",
+    "complaint_flood": "one part more through a relay for each complaint; at worst a pair out of one round's sum",
+    "slow_drip": "each step waits for less than Delta; lateness seen by more than b + 1 members costs the seat",
     "garbage": "its connection is closed",
     "oversize": "its connection is closed",
     "flood": "rates and tables are bounded",
