@@ -13,7 +13,9 @@ Row = dict[str, Any]
 
 FOUND_BY: Final = {
     "wrong_gradient": "recomputed by a validator or the sweep, votes of a quorum",
-    "wrong_reduction": "reduced again bit for bit by a validator or the sweep",
+    "wrong_reduction": "the round's tables, a validator or the sweep; reduced again bit for bit",
+    "wrong_table": "the sender of a row, or whoever reduces the part again",
+    "false_dispute": "the row it denies, which is right",
     "illegal_encoding": "every decoder; the bytes prove it",
     "illegal_result": "every decoder; the bytes prove it",
     "equivocation": "the two statements",
@@ -29,6 +31,8 @@ BOUNDS: Final = {
     "selective_send": "what some hold is handed on",
     "withhold_part": "relays; at worst its own gradient in that part",
     "complaint_flood": "one part more through a relay for each complaint; at worst a pair out of one round's sum",
+    "just_inside_sketch": "about the rounding error of the parts that it reduces, until one of them is audited",
+    "withhold_table": "its part does not count in that round",
     "slow_drip": "each step waits for less than Delta; lateness seen by more than b + 1 members costs the seat",
     "garbage": "its connection is closed",
     "oversize": "its connection is closed",
