@@ -73,7 +73,7 @@ class Adversary(Behaviour):
         """Accuse like an honest validator, but no friend."""
         return check.commit.sender not in self.coalition and super().accuses(check, tolerance)
 
-    def vote(self, check: GradientCheck, tolerance: float) -> Literal[0, 1, 2]:
+    def vote(self, check: GradientCheck, tolerance: float) -> Literal[0, 1, 2, 3]:
         """Vote like an honest member, but for a friend."""
         return INNOCENT if check.commit.sender in self.coalition else super().vote(check, tolerance)
 

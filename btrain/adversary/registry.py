@@ -70,6 +70,8 @@ _CLASSES: tuple[type[Adversary], ...] = (
     validator.FalseAccuse,
     validator.RubberStamp,
     validator.Lie,
+    validator.AccuseFlood,
+    validator.CustodyLoss,
 )
 _BY_NAME = {adversary.name: adversary for adversary in _CLASSES}
 _FROM = "from"  # the command line's word for attack_from

@@ -8,7 +8,7 @@ that rounds to it: e = max(0, |decoded - g'| - scale / 2). For an honest peer e 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,19 +22,21 @@ from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.messages import Commit, Message
 from btrain.protocol.reduction import encode_gradient, open_part, reduce_committed
 from btrain.protocol.roles import PartLayout, Roles
-from btrain.protocol.verdicts import GUILTY, INNOCENT, UNSURE
+from btrain.protocol.verdicts import GUILTY, INNOCENT, LOST, UNSURE
 
 __all__ = ["GUILTY", "INNOCENT", "UNSURE", "Check", "GradientCheck", "PartCheck", "excess"]
 
 SLACK = 1 + 1e-5  # rounding of scale / 2 itself
 PART_FLOOR = 1e-3  # a part counts as at least this share of its even share of |g'|: dead units convict nobody
+ACCUSED = 4.0  # tolerances beyond which a gradient is accused
 SCALE_FACTOR = 20.0  # a block's scale follows one value, which is noisier than the gradient's norm
 
 
-def excess(parts: list[QuantizedBlocks], recomputed: Tensor, layout: PartLayout) -> float:
+def excess(parts: Sequence[QuantizedBlocks | None], recomputed: Tensor, layout: PartLayout) -> float:
     """Largest relative excess of a committed gradient over a recomputed one, over all parts together and each alone.
 
-    parts: the committed encodings, in order. recomputed: float32 [d]. Returns a ratio to compare with the tolerance T
+    parts: the committed encodings, in order, None where the bytes are not here: what is found then is a lower bound of
+    what all parts would show. recomputed: float32 [d]. Returns a ratio to compare with the tolerance T
     of the contract: up to T passes, above 2 T is guilty, a validator accuses above 4 T. Infinite where nothing can be
     compared.
     """
@@ -43,11 +45,13 @@ def excess(parts: list[QuantizedBlocks], recomputed: Tensor, layout: PartLayout)
     reference = recomputed.double()
     norm = float(reference.norm())
     if norm == 0.0:
-        return 0.0 if all(not bool(part.codes.any()) for part in parts) else math.inf
+        return 0.0 if all(part is None or not bool(part.codes.any()) for part in parts) else math.inf
     part_floor = PART_FLOOR * norm / math.sqrt(len(parts))
     value_floor = PART_FLOOR * norm / math.sqrt(layout.numel)
     total, worst = 0.0, 0.0
     for index, part in enumerate(parts):
+        if part is None:
+            continue
         start, end = layout.bounds(index)
         expected = reference[start:end]
         decoded = dequantize_blockwise(part)[: end - start].double()
@@ -82,11 +86,9 @@ class Check:
         if hash not in self.waiting:
             return []
         self.waiting.discard(hash)
-        if data is None:
-            self.outcome = "unavailable"
-            return []
-        self.blobs[hash] = data
-        return [] if self.waiting else self.complete()
+        if data is not None:
+            self.blobs[hash] = data
+        return self.arrived(lost=data is None)
 
     def _fetch(self, wanted: Mapping[bytes, tuple[PeerId, ...]]) -> list[Effect]:
         self.waiting = set(wanted)
@@ -96,21 +98,27 @@ class Check:
         """Begin."""
         raise NotImplementedError
 
-    def complete(self) -> list[Effect]:
-        """Every blob is there."""
+    def arrived(self, lost: bool) -> list[Effect]:
+        """A blob is there, or lost: neither who made it nor who used it gives it."""
         raise NotImplementedError
 
 
 @dataclass
 class GradientCheck(Check):
-    """Recompute `accused`'s gradient of a round. Outcome: 'equal', 'unavailable', or 'measured' with `excess`."""
+    """Recompute `accused`'s gradient of a round.
+
+    Outcome: 'equal', 'unavailable' (it cannot be recomputed here), 'measured' with `excess`, or 'lost': committed bytes
+    were not given, and the others show no more than `excess`. What is guilty beyond doubt waits for no further bytes.
+    """
 
     commit: Message
     roles: Roles
     batch_seed: bytes
+    tolerance: float
     excess: float = field(default=0.0, init=False)
     gradient: Tensor | None = field(default=None, init=False)
     x: bytes = field(default=b"", init=False)  # parameters of that round, float32, for the evidence
+    _measuring: int = field(default=0, init=False)  # how many parts are being measured
 
     def start(self) -> list[Effect]:
         """Ask for the recomputation; bytes are fetched only if the hashes differ."""
@@ -132,41 +140,62 @@ class GradientCheck(Check):
         return [Work(self.token, lambda: [digest(part) for part in encode_gradient(gradient, layout) or []])]
 
     def work_done(self, result: object) -> list[Effect]:
-        """Hashes of the recomputed encoding, then the excess."""
+        """Hashes of the recomputed encoding, then the excess of the parts that had come."""
         if isinstance(result, float):
-            self.excess, self.outcome = result, "measured"
-            return []
+            return self._measured(result)
         if result == list(self.leaves):
             self.outcome = "equal"
             return []
         sender = self.commit.sender
         return self._fetch({
-            leaf: (sender, *([self.roles.owners[part]] if self.roles.owners[part] != sender else []))
-            for part, leaf in enumerate(self.leaves)
+            leaf: tuple(dict.fromkeys((self.roles.owners[part], sender))) for part, leaf in enumerate(self.leaves)
         })  # fmt: skip
 
-    def complete(self) -> list[Effect]:
-        """Measure by how much the committed bytes lie outside."""
+    def _measured(self, found: float) -> list[Effect]:
+        measured, self._measuring = self._measuring, 0
+        self.excess = max(self.excess, found)
+        if self.excess > ACCUSED * self.tolerance:
+            self.outcome = "measured"
+        elif measured < len(self.blobs):
+            return self._measure()
+        elif not self.waiting:
+            self._conclude()
+        return []
+
+    def _conclude(self) -> None:
+        self.outcome = "measured" if self.blobs.keys() >= set(self.leaves) else "lost"
+
+    def arrived(self, lost: bool) -> list[Effect]:
+        """Measure at once: one part of a forged gradient is enough."""
+        if not self._measuring and not lost:
+            return self._measure()
+        if not self._measuring and not self.waiting:
+            self._conclude()
+        return []
+
+    def _measure(self) -> list[Effect]:
         assert self.gradient is not None
-        layout, gradient = self.roles.layout, self.gradient
-        opened = [open_part(self.blobs[leaf], layout.part_numel(p)) for p, leaf in enumerate(self.leaves)]
-        parts = [part for part in opened if part is not None]
-        if len(parts) != len(opened):
+        layout, gradient, blobs = self.roles.layout, self.gradient, self.blobs
+        parts = [open_part(blobs[leaf], layout.part_numel(p)) if leaf in blobs else None
+                 for p, leaf in enumerate(self.leaves)]  # fmt: skip
+        if any(part is None and leaf in blobs for part, leaf in zip(parts, self.leaves, strict=True)):
             self.outcome = "unavailable"  # an illegal encoding has its own evidence
             return []
+        self._measuring = len(blobs)
         return [Work(self.token, lambda: excess(parts, gradient, layout))]
 
-    def vote(self, tolerance: float) -> Literal[0, 1, 2]:
-        """Innocent up to T, guilty above 2 T, else unsure."""
+    def vote(self, tolerance: float) -> Literal[0, 1, 2, 3]:
+        """Innocent up to T, guilty above 2 T, lost where bytes are missing and others prove nothing, else unsure."""
         if self.outcome == "equal" or (self.outcome == "measured" and self.excess <= tolerance):
             return INNOCENT
-        guilty = self.outcome == "measured" and self.excess > 2 * tolerance
-        return GUILTY if guilty else UNSURE
+        if self.outcome in ("measured", "lost") and self.excess > 2 * tolerance:
+            return GUILTY
+        return LOST if self.outcome == "lost" else UNSURE
 
 
 @dataclass
 class PartCheck(Check):
-    """Reduce a part again from the committed bytes, tolerance zero. Outcome: 'equal', 'unavailable' or 'wrong'."""
+    """Reduce a part again from the committed bytes, tolerance zero. Outcome: 'equal', 'wrong', or 'lost'."""
 
     part: int
     numel: int
@@ -180,10 +209,15 @@ class PartCheck(Check):
         wanted: dict[bytes, tuple[PeerId, ...]] = {}
         for worker, leaf in self.leaves.items():
             wanted[leaf] = (*self.sources, worker)
-        return self._fetch(wanted) if wanted else self.complete()
+        return self._fetch(wanted) if wanted else self._reduce()
 
-    def complete(self) -> list[Effect]:
-        """Reduce again."""
+    def arrived(self, lost: bool) -> list[Effect]:
+        """Reduce when every part is here; who signed a Result has them all."""
+        if lost:
+            self.outcome = "lost"
+        return [] if lost or self.waiting else self._reduce()
+
+    def _reduce(self) -> list[Effect]:
         inputs = {worker: self.blobs[leaf] for worker, leaf in self.leaves.items()}
         numel, rule = self.numel, self.rule
         return [Work(self.token, lambda: reduce_committed(inputs, numel, rule))]

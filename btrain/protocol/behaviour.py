@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from torch import Tensor
 
-from btrain.protocol.audit import GradientCheck
+from btrain.protocol.audit import ACCUSED, GradientCheck
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.messages import Message, Table
 from btrain.protocol.pieces import CutState
@@ -56,10 +56,10 @@ class Behaviour:
 
     def accuses(self, check: GradientCheck, tolerance: float) -> bool:
         """Whether, as a validator, to accuse: above 4 T."""
-        return check.outcome == "measured" and check.excess > 4 * tolerance
+        return check.outcome == "measured" and check.excess > ACCUSED * tolerance
 
-    def vote(self, check: GradientCheck, tolerance: float) -> Literal[0, 1, 2]:
-        """The vote on somebody's accusation: innocent up to T, guilty above 2 T, else unsure."""
+    def vote(self, check: GradientCheck, tolerance: float) -> Literal[0, 1, 2, 3]:
+        """The vote on somebody's accusation: innocent up to T, guilty above 2 T, else unsure or lost."""
         return check.vote(tolerance)
 
     def charges(self, accused: PeerId, deed: str) -> bool:

@@ -29,7 +29,7 @@ from btrain.protocol.recheck import TableCheck, parts_to_check, parts_without_ta
 from btrain.protocol.roles import Roles
 from btrain.protocol.roster import Roster
 from btrain.protocol.sweep import Sweep
-from btrain.protocol.verdicts import GUILTY, INNOCENT, UNSURE, Question, question_of
+from btrain.protocol.verdicts import GUILTY, INNOCENT, LOST, UNSURE, Question, question_of
 
 CASE_ROUNDS = 16  # how long a verdict is listed
 CHARGES_PER_ROUND_MAX = 8  # charges of one member that are looked at in one round
@@ -79,6 +79,8 @@ class Court:
     _heard: dict[PeerId, int] = field(default_factory=dict)  # charges looked at in this round
     _untold: list[Charge] = field(default_factory=list)  # own charges that found no slot in their round
     _suspects: list[PeerId] = field(default_factory=list)
+    _sought: dict[tuple[PeerId, int], set[PeerId]] = field(default_factory=dict)  # (auditor, round) -> who lost bytes
+    _reduced: set[tuple[int, int]] = field(default_factory=set)  # parts of a round that are, or were, reduced again
     _kept: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
@@ -153,8 +155,14 @@ class Court:
         custody = max(0, self.charter.custody_rounds - CASE_ROUNDS)
         self.records = {r: kept for r, kept in self.records.items() if self._is_kept(r, round - custody)}
         self.verdicts = {case: v for case, v in self.verdicts.items() if self._is_kept(case[2], round)}
+        self._sought = {key: who for key, who in self._sought.items() if self._is_kept(key[1], round)}
+        self._reduced = {place for place in self._reduced if self._is_kept(place[0], round)}
         for ban in record.block.bans:
             self._save_attested(ban, record)
+        settled = {question_of(entry.verdict) for entry in record.block.verdicts if entry.verdict.vote == LOST}
+        self.verdicts = {
+            case: v for case, v in self.verdicts.items() if v.vote != LOST or question_of(v) not in settled
+        }
         self._hear_commits(record)
         self.docket.forget(lambda of: self._is_kept(of, round), self._open_cases())
         if record.checked is not None:
@@ -170,7 +178,7 @@ class Court:
         suspects = [w for w in self._suspects if w in workers]
         if workers:
             target = suspects[0] if suspects else workers[self.draw(len(workers))]
-            self._ask(record, target, None, urgent=True)
+            self._ask(record, target, self.desk.me, urgent=True)
         if record.results:
             drawn = sorted(record.results)[self.draw(len(record.results))]
             part = next(iter(parts_without_table(record.block)), drawn)
@@ -185,23 +193,24 @@ class Court:
         parts = sweep.parts_for(self.desk.me, {part: result.sender for part, result in record.results.items()})
         self.desk.event("sweep", round=sweep.round, gradients=len(gradients), parts=len(parts))
         for worker in gradients:
-            self._ask(record, worker, None)
+            self._ask(record, worker, self.desk.me)
         for part in parts:
             self._reduce_again(record, part)
 
-    def _ask(self, record: Record, worker: PeerId, accuser: PeerId | None, *, urgent: bool = False) -> None:
-        """Recompute a gradient, or take what is known of it: for this member's own duty, or to judge an accusation."""
+    def _ask(self, record: Record, worker: PeerId, by: PeerId | None, *, urgent: bool = False) -> None:
+        """Recompute a gradient, or take what is known of it: by this member's own duty, to judge the accusation of
+        another, or (None) because an auditor lacks bytes.
+        """
         question = worker, record.roles.round
         found = self.docket.findings.get(question)
         known = found is not None and found.outcome != "unavailable"
         doubt = self.docket.doubts.get(question)
         if doubt is None:
-            seed = batch_seed(self.desk.run, record.seed_randomness, worker, record.roles.round)
-            token = f"court:gradient:{record.roles.round}:{worker.hex()}"
-            fresh = GradientCheck(token, record.contribution.commits[worker], record.roles, seed)
-            doubt = Doubt(found if known and found is not None else fresh)
-        doubt.own |= accuser is None
-        doubt.accusers += [accuser] if accuser is not None and accuser not in doubt.accusers else []
+            doubt = Doubt(found if known and found is not None else self._gradient_check(record, worker))
+        if by is None:
+            doubt.bereft = True
+        elif by not in doubt.asking:
+            doubt.asking.append(by)
         if known:
             self._answer(doubt)
         elif question in self.docket.doubts:
@@ -211,11 +220,20 @@ class Court:
             self.docket.add(doubt.check, urgent=urgent)
             self._keep_parameters()
 
+    def _gradient_check(self, record: Record, worker: PeerId) -> GradientCheck:
+        round = record.roles.round
+        seed = batch_seed(self.desk.run, record.seed_randomness, worker, round)
+        token = f"court:gradient:{round}:{worker.hex()}"
+        commit = record.contribution.commits[worker]
+        return GradientCheck(token, commit, record.roles, seed, self.charter.tolerance)
+
     def _reduce_again(self, record: Record, part: int, *, urgent: bool = False) -> None:
         result, contribution = record.results[part], record.contribution
-        token = f"court:part:{record.roles.round}:{part}"
-        if result.sender == self.desk.me or self.docket.knows(token):
+        place = record.roles.round, part
+        if result.sender == self.desk.me or place in self._reduced:
             return
+        self._reduced.add(place)
+        token = f"court:part:{record.roles.round}:{part}"
         assert isinstance(result.body, Result)
         workers = [worker for worker in contribution.workers if worker not in result.body.without]
         leaves = {worker: leaf_of(contribution.commits[worker], part) for worker in workers}
@@ -264,16 +282,23 @@ class Court:
         elif isinstance(check, GradientCheck):
             doubt = self.docket.doubts.pop((check.commit.sender, check.roles.round))
             self.desk.event("checked", peer=check.commit.sender.hex(), round=check.roles.round, outcome=check.outcome,
-                            excess=check.excess, audit=doubt.own)  # fmt: skip
+                            excess=check.excess, audit=self.desk.me in doubt.asking)  # fmt: skip
             self._answer(doubt)
 
     def _answer(self, doubt: Doubt) -> None:
         """Act on what was found: accuse if that is this member's duty, vote on the accusations that were heard."""
-        check = doubt.check
-        if doubt.own and self.behaviour.accuses(check, self.charter.tolerance):
-            self._accuse(check)
-        for accuser in doubt.accusers:
-            self._list(accuser, check, self.behaviour.vote(check, self.charter.tolerance))
+        check, me = doubt.check, self.desk.me
+        vote = self.behaviour.vote(check, self.charter.tolerance)
+        accused, of = check.commit.sender, check.roles.round
+        for asking in doubt.asking:
+            if asking != me:
+                self._list(asking, accused, of, vote)
+            elif self.behaviour.accuses(check, self.charter.tolerance):
+                self._accuse(check)
+            elif vote == LOST:
+                self._list(me, accused, of, LOST)
+        if doubt.bereft and vote in (GUILTY, LOST):
+            self._list(me, accused, of, vote)
         self._keep_parameters()
 
     # --- accusations ---
@@ -290,7 +315,7 @@ class Court:
             return  # one accusation a round: this one comes after another, or after a restart
         self.desk.broadcast(message)
         self.desk.event("accuses", peer=accused.hex(), round=of, excess=check.excess)
-        self._list(self.desk.me, check, GUILTY)
+        self._list(self.desk.me, accused, of, GUILTY)
 
     def _sweep_for(self, accuser: PeerId, accused: PeerId, of: int, signed: int) -> Sweep | None:
         """The sweep in which `accuser` may accuse `accused`, in a statement of round `signed`."""
@@ -350,7 +375,7 @@ class Court:
 
     def _targets_of(self, accuser: PeerId, of: int) -> set[PeerId]:
         """Whom `accuser` has accused of something in round `of`, as far as it was heard here."""
-        doubts = {accused for (accused, o), d in self.docket.doubts.items() if o == of and accuser in d.accusers}
+        doubts = {accused for (accused, o), d in self.docket.doubts.items() if o == of and accuser in d.asking}
         return doubts | {accused for a, accused, o in self.verdicts if (a, o) == (accuser, of)}
 
     def _hear_commits(self, record: Record) -> None:
@@ -358,15 +383,44 @@ class Court:
         round = record.block.round
         for sender, verdict in _own_verdicts(record.contribution):
             of = self.records.get(verdict.round)
-            if of is None or verdict.accused not in of.contribution.workers:
+            if of is None:
                 continue
             sweep = self._sweep_for(sender, verdict.accused, verdict.round, round)
-            if sweep is not None or sender in self._validators_after(verdict.round, record.roles.validators):
+            validates = sender in self._validators_after(verdict.round, record.roles.validators)
+            if verdict.vote == LOST:
+                if validates or self._reduces(sender, verdict.accused, of, round) or sweep is not None:
+                    self._look_for(of, sender, verdict.accused)
+            elif (sweep is not None or validates) and verdict.accused in of.contribution.workers:
                 self._hear(of, sender, verdict.accused, sweep)
 
-    def _list(self, accuser: PeerId, check: GradientCheck, vote: Literal[0, 1, 2]) -> None:
-        accused, of = check.commit.sender, check.roles.round
-        self.verdicts[accuser, accused, of] = Verdict(accuser, accused, of, vote)
+    def _reduces(self, auditor: PeerId, aggregator: PeerId, of: Record, round: int) -> bool:
+        """Whether a sweep draws `auditor` for a part that `aggregator` reduced."""
+        sweep = self.state.sweep_of(of.roles.round)
+        if sweep is None or not sweep.is_open(round):
+            return False
+        parts = {part: result.sender for part, result in of.results.items() if result.sender == aggregator}
+        return bool(sweep.parts_for(auditor, parts))
+
+    def _look_for(self, record: Record, auditor: PeerId, accused: PeerId) -> None:
+        """An auditor could not get what `accused` must keep of a round: its gradient, or what it reduced.
+
+        A validator has two targets, a worker and an aggregator; so many are looked into, and those of a sweep.
+        """
+        sought = self._sought.setdefault((auditor, record.roles.round), set())
+        is_swept = self.state.sweep_of(record.roles.round) is not None
+        if accused == self.desk.me or not self.state.roster.seat(accused) or accused in sought:
+            return
+        if len(sought) >= 2 and not is_swept:
+            return
+        sought.add(accused)
+        if accused in record.contribution.workers:
+            self._ask(record, accused, None)
+        for part, result in record.results.items():
+            if result.sender == accused:
+                self._reduce_again(record, part)
+
+    def _list(self, accuser: PeerId, accused: PeerId, round: int, vote: Literal[0, 1, 2, 3]) -> None:
+        self.verdicts[accuser, accused, round] = Verdict(accuser, accused, round, vote)
 
     def _save_attested(self, ban: Ban, record: Record) -> None:
         """Evidence of a ban by votes: the judged Commit, its parts, the parameters, the Commits with the verdicts."""
@@ -477,7 +531,10 @@ class Court:
 
     def _conclude_part(self, check: PartCheck) -> None:
         self.desk.event("reduced_again", peer=check.result.sender.hex(), part=check.part, outcome=check.outcome)
-        record = self.records.get(check.result.statement.round)
+        round = check.result.statement.round
+        record = self.records.get(round)
+        if check.outcome == "lost":
+            self._list(self.desk.me, check.result.sender, round, LOST)
         if isinstance(check, TableCheck) and record is not None:
             for deed, table_statements, table_blobs in check.proofs(decision_statements(record.contribution)):
                 accused = table_statements[0].sender
@@ -490,8 +547,8 @@ class Court:
 
 
 def _own_verdicts(contribution: Contribution) -> Iterator[tuple[PeerId, Verdict]]:
-    """Accusations that stand in decided Commits: (accuser, its verdict)."""
+    """Accusations and losses that stand in decided Commits: (who found them, its verdict)."""
     for sender, message in sorted(contribution.commits.items()):
         for verdict in message.body.verdicts if isinstance(message.body, Commit) else ():
-            if verdict.accuser == sender and verdict.vote == GUILTY:
+            if verdict.accuser == sender and verdict.vote in (GUILTY, LOST):
                 yield sender, verdict

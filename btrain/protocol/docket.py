@@ -18,11 +18,11 @@ RUNNING_MAX = 2  # checks under way; the others wait, so that a sweep takes litt
 
 @dataclass
 class Doubt:
-    """Who wants to know what came out of recomputing a gradient: this member by its duty, and accusers."""
+    """Who wants to know what came out of recomputing a gradient."""
 
     check: GradientCheck
-    accusers: list[PeerId] = field(default_factory=list)
-    own: bool = False
+    asking: list[PeerId] = field(default_factory=list)  # this member by its duty; accusers
+    bereft: bool = False  # an auditor whose turn it was could not get all bytes
 
 
 @dataclass
@@ -44,10 +44,6 @@ class Docket:
         else:
             self.waiting.append(check)
         self._next()
-
-    def knows(self, token: str) -> bool:
-        """Whether this check is running or waiting."""
-        return token in self.running or any(check.token == token for check in self.waiting)
 
     def hurry(self, token: str) -> None:
         """Put a waiting check before the others."""

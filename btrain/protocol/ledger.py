@@ -51,7 +51,7 @@ from btrain.protocol.roster import Roster, Seat
 from btrain.protocol.strikes import listed_reproaches, struck, with_reproaches
 from btrain.protocol.sweep import SWEEP_ROUNDS, Sweep, sweeps_after
 from btrain.protocol.table_limits import UNSOUND
-from btrain.protocol.verdicts import contradicted, decisive_verdicts, verdict_bans
+from btrain.protocol.verdicts import contradicted, decisive_verdicts, verdict_bans, withholding
 
 __all__ = [
     "Ban",
@@ -270,7 +270,7 @@ def build_block(
         bans=_bans(state.roster, charges, verdicts),
         admissions=_admissions(state, bodies),
         departures=_departures(state, bodies),
-        absences=_absences(state, contribution.commits, links, reproaches, _without_table(results, tables)),
+        absences=_absences(state, contribution.commits, links, reproaches, _without_table(results, tables), verdicts),
         step=state.step + (void == 0),
         state=certified,
         compute_ms=_typical([body.compute_ms for body in bodies.values()], state.compute_ms),
@@ -367,14 +367,16 @@ def _absences(
     links: Collection[PeerId],
     reproaches: Sequence[Reproach],
     without_table: Collection[PeerId],
+    verdicts: Sequence[ListedVerdict],
 ) -> tuple[PeerId, ...]:
-    """Present members that did not commit in time, opened no link, gave no Table or were struck.
+    """Present members that did not commit in time, opened no link, gave no Table, were struck or lost what they had to
+    keep.
 
     A void decision blames nobody, and where more than b gave no Table it was not their fault.
     """
     if not commits:
         return ()
-    lost = struck(state.roster, state.round, reproaches)
+    lost = {*struck(state.roster, state.round, reproaches), *withholding(state.roster, verdicts)}
     blamed = without_table if len(without_table) <= state.roster.faulty_max else ()
     return tuple(p for p in state.roster.present if p not in commits or p not in links or p in lost or p in blamed)
 
@@ -410,8 +412,9 @@ def _check(block: Block, state: LedgerState) -> None:
     reproaching = {(reproach.member, reproach.of) for reproach in block.reproaches}
     require({member for member, _ in reproaching} <= set(committed), "reproaches: of a member without a commit")
     require(len(reproaching) == len(block.reproaches), "reproaches: one is listed twice")
-    absent = _absences(state, committed, linked, block.reproaches, _without_table(block.results, block.tables))
-    require(block.absences == absent, "absences: do not follow from commits, links, Tables and reproaches")
+    without_table = _without_table(block.results, block.tables)
+    absent = _absences(state, committed, linked, block.reproaches, without_table, block.verdicts)
+    require(block.absences == absent, "absences: do not follow from commits, links, Tables, reproaches and verdicts")
     require(len(block.departures) <= _spare(state), "departures: too few seats would be left")
     require(set(block.departures) <= set(roster.members), "departures: of a non-member")
     require(all(_admissible(entry.peer, state) for entry in block.admissions), "admissions: of one who may not enter")

@@ -16,7 +16,7 @@ from btrain.protocol.allowance import Allowance
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blobs import Blobs
 from btrain.protocol.catchup import Replay
-from btrain.protocol.checking import Proof
+from btrain.protocol.checking import Checked, Proof
 from btrain.protocol.chronicle import Chronicle, Ledger
 from btrain.protocol.contribution import decision_statements
 from btrain.protocol.court import Court, Record
@@ -28,7 +28,7 @@ from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import NotAMember, RemoteProtocolError, StaleMessage
 from btrain.protocol.healing import Comparison, Condition
 from btrain.protocol.hearing import Listeners
-from btrain.protocol.ledger import Block, LedgerState
+from btrain.protocol.ledger import Block, Contribution, LedgerState
 from btrain.protocol.messages import LISTED_MAX, Accusation, Charge, Commit, Join, Leave, Message, Verifier
 from btrain.protocol.packets import (
     PACKET_BYTES_MAX,
@@ -455,10 +455,8 @@ class Member:
         contribution = finished.contribution
         assert contribution is not None
         results = {entry.part: finished.result_of(entry) for entry in block.results}
-        state, checked = finished.state, finished.checking.checked(block)
-        self.court.close_round(
-            Record(finished.roles, state.head, state.seed_randomness, contribution, results, block, checked)
-        )
+        checked = finished.checking.checked(block)
+        self.court.close_round(_record(finished, contribution, block, results, checked))
         self.replay.step(block, finished.update())
         self._reproaches, self._unheard = finished.reproaches(), finished.not_heard()
         finished.exchange.release()
@@ -518,7 +516,12 @@ class Member:
         self._set_where(now)
 
     def _on_blocks(self, fresh: list[Block], now: int) -> None:
-        """Certified blocks were appended: replay them."""
+        """Certified blocks were appended: replay them, and keep what is known of the round that they close."""
+        open_round = self.round
+        if fresh and open_round is not None and open_round.round == fresh[0].round:
+            contribution = open_round.contribution_in(fresh[0])
+            if contribution is not None:
+                self.court.close_round(_record(open_round, contribution, fresh[0], {}, None))
         for block in fresh:
             self._appended(block)
         if fresh:
@@ -577,3 +580,11 @@ class Member:
         self._halted = True
         self._abandon_round()
         self.desk.emit(Halt(reason, done))
+
+
+def _record(
+    round: Round, contribution: Contribution, block: Block, results: dict[int, Message], checked: Checked | None
+) -> Record:
+    """What audits need of a round that is over."""
+    state = round.state
+    return Record(round.roles, state.head, state.seed_randomness, contribution, results, block, checked)

@@ -66,12 +66,15 @@ class Charge(Record, frozen=True):
 
 
 class Verdict(Record, frozen=True):
-    """A member's answer to an accusation: 0 innocent, 1 guilty, 2 unsure. The case is (accuser, accused, round)."""
+    """A member's answer to an accusation: 0 innocent, 1 guilty, 2 unsure, 3 bytes lost.
+
+    The case is (accuser, accused, round).
+    """
 
     accuser: Hash
     accused: Hash
     round: U32
-    vote: Literal[0, 1, 2]
+    vote: Literal[0, 1, 2, 3]
 
 
 class Admission(Record, frozen=True):

@@ -58,14 +58,14 @@ def _explained(table: Message | None, block: Block, charged: Collection[PeerId])
 
 @dataclass
 class TableCheck(PartCheck):
-    """Reduce a part again and make its Table again. Outcome: 'equal', 'unavailable', 'wrong' or 'wrong_table'."""
+    """Reduce a part again and make its Table again. Outcome: 'equal', 'lost', 'wrong' or 'wrong_table'."""
 
     table: Message
     disputes: list[Message]
     _rows: tuple[bytes, ...] = field(default=(), init=False)
     _reduced: bytes = field(default=b"", init=False)
 
-    def complete(self) -> list[Effect]:
+    def _reduce(self) -> list[Effect]:
         """Reduce again, and sketch the parts again under the Table's own seed."""
         inputs = {worker: self.blobs[leaf] for worker, leaf in self.leaves.items()}
         numel, rule, seed = self.numel, self.rule, sketch_seed(self.table.statement.ctx, self.part)

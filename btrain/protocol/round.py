@@ -7,6 +7,7 @@ charges, joining) is the member's business. Inputs return nothing: what is to be
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -463,6 +464,15 @@ class Round(Deciding):
     def result_of(self, entry: ResultEntry) -> Message:
         """The statement behind a decided result; its signer may have signed others about the same bytes."""
         return self._result_statements[entry.part]
+
+    def contribution_in(self, block: Block) -> Contribution | None:
+        """What was contributed to a block that the others have decided, if its Commits are here."""
+        commits = [self.statements.bodies.get(entry.hash) for entry in block.commits]
+        disputes = [m for m in self.statements.bodies.values() if is_item(m) and not isinstance(m.body, Commit)]
+        found, items = contribution_of([*(m for m in commits if m is not None), *disputes])
+        if None in commits or found.workers != block.contributors:
+            return None
+        return replace(found, ctx=RULES[CONTRIBUTORS](self).digest(items))
 
     def _fetch_results(self, now: int) -> None:
         """Ask for bytes that have not come: results of the aggregator first, then of everybody; parts to reduce."""

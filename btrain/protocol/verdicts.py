@@ -2,7 +2,7 @@
 
 A question is (accused, round): is the gradient that the accused committed in this round what its seed gives? Guilty is
 counted by question, whoever accused: q members say so, one of them honest. Innocent is counted by accuser: q members
-have each found an accusation of his false, no matter which.
+have each found an accusation of his false, no matter which. Lost is counted by question, too: it bans nobody.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from btrain.protocol.roster import Roster
 INNOCENT: Final = 0  # votes of a verdict
 GUILTY: Final = 1
 UNSURE: Final = 2
+LOST: Final = 3  # the bytes to answer with are not given by those who must keep them
 
 VERDICTS_MAX = 256  # in one block, beyond the first decided matter: a block travels in one packet
 
@@ -52,20 +53,23 @@ def _order(entry: ListedVerdict) -> tuple[object, ...]:
 
 def _decided(roster: Roster, entries: Sequence[ListedVerdict]) -> Iterable[set[ListedVerdict]]:
     """Every decided matter: a question answered with guilty, then an accuser found false."""
-    for question, guilty in sorted(_guilty(entries).items(), key=lambda item: (item[0][1], item[0][0])):
+    for question, guilty in sorted(_votes(entries, GUILTY).items(), key=lambda item: (item[0][1], item[0][0])):
         if len(guilty) >= roster.quorum and roster.seat(question[0]):
             yield {*guilty.values(), *_against(entries, {question}, INNOCENT).values()}
     for accuser, innocent in sorted(_innocent(entries).items()):
         if len(innocent) >= roster.quorum and roster.seat(accuser):
             questions = {question_of(entry.verdict) for entry in innocent.values()}
             yield {*innocent.values(), *_against(entries, questions, GUILTY).values()}
+    for question, missing in sorted(_votes(entries, LOST).items(), key=lambda item: (item[0][1], item[0][0])):
+        if len(missing) >= roster.quorum and roster.seat(question[0]):
+            yield set(missing.values())
 
 
-def _guilty(entries: Iterable[ListedVerdict]) -> dict[Question, dict[PeerId, ListedVerdict]]:
-    """Who says guilty, by question."""
+def _votes(entries: Iterable[ListedVerdict], vote: int) -> dict[Question, dict[PeerId, ListedVerdict]]:
+    """Who answers so, by question."""
     found: dict[Question, dict[PeerId, ListedVerdict]] = {}
     for entry in entries:
-        if entry.verdict.vote == GUILTY:
+        if entry.verdict.vote == vote:
             found.setdefault(question_of(entry.verdict), {}).setdefault(entry.member, entry)
     return found
 
@@ -91,7 +95,7 @@ def _against(entries: Iterable[ListedVerdict], questions: set[Question], vote: i
 def verdict_bans(roster: Roster, verdicts: Sequence[ListedVerdict]) -> dict[PeerId, Ban]:
     """A quorum of guilty bans the accused, of innocent the accuser."""
     bans: dict[PeerId, Ban] = {}
-    for (accused, round), guilty in sorted(_guilty(verdicts).items(), key=lambda item: item[0][1]):
+    for (accused, round), guilty in sorted(_votes(verdicts, GUILTY).items(), key=lambda item: item[0][1]):
         if len(guilty) >= roster.quorum and roster.seat(accused):
             bans.setdefault(accused, Ban(accused, "wrong_gradient", round, ()))
     for accuser, innocent in sorted(_innocent(verdicts).items()):
@@ -100,6 +104,12 @@ def verdict_bans(roster: Roster, verdicts: Sequence[ListedVerdict]) -> dict[Peer
             round = min(named, key=lambda of: (-named[of], of))
             bans.setdefault(accuser, Ban(accuser, "false_accusation", round, ()))
     return bans
+
+
+def withholding(roster: Roster, verdicts: Sequence[ListedVerdict]) -> frozenset[PeerId]:
+    """Members whose bytes of a round in custody a quorum could get from nobody: they lose their seat for a while."""
+    lost = _votes(verdicts, LOST).items()
+    return frozenset(accused for (accused, _), by in lost if len(by) >= roster.quorum)
 
 
 def contradicted(roster: Roster, verdicts: Sequence[ListedVerdict]) -> frozenset[PeerId]:

@@ -22,7 +22,7 @@ T = 1e-4
 def check_of(sender: bytes, excess: float) -> GradientCheck:
     commit: Any = SimpleNamespace(sender=sender)
     roles: Any = SimpleNamespace(round=9)
-    check = GradientCheck("court:audit:10", commit, roles, bytes(32))
+    check = GradientCheck("court:audit:10", commit, roles, bytes(32), 1e-4)
     check.outcome, check.excess = "measured", excess
     return check
 

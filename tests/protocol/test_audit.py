@@ -125,7 +125,7 @@ def test_honest_peers_of_any_size_pass(seed: int, numel: int, scale: float, part
     ("measured", 2.01 * T, GUILTY), ("unavailable", 1.0, UNSURE),
 ])  # fmt: skip
 def test_the_verdict_has_three_values(outcome: str, measured: float, vote: int) -> None:
-    check = GradientCheck("t", None, None, b"")  # type: ignore[arg-type]
+    check = GradientCheck("t", None, None, b"", T)  # type: ignore[arg-type]
     check.outcome, check.excess = outcome, measured
     assert check.vote(T) == vote
 

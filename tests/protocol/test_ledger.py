@@ -31,6 +31,7 @@ from btrain.protocol.messages import (
 )
 from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.randomness import HashChain
+from btrain.protocol.verdicts import VERDICTS_MAX
 from btrain.simulation.world import World, simulated_keys
 
 Run = Any  # the fixture of conftest.py
@@ -276,3 +277,41 @@ def test_a_digest_of_items_is_of_what_they_are_for(run: Run) -> None:
     others = {items_digest("results", ZERO, items), items_digest("block", digest(b""), items),
               items_digest("block", ZERO, {"a": ZERO})}  # fmt: skip
     assert items_digest("block", ZERO, items) not in others and len(others) == 3
+
+
+def test_what_a_quorum_could_get_from_nobody_costs_the_seat_and_no_ban(run: Run) -> None:
+    state = start(run)
+    sides = {i: {"verdicts": (Verdict(PEERS[i], PEERS[4], 0, 3),)} for i in range(3)}
+    two = decided(state, {**EVERYBODY, **dict(list(sides.items())[:2])})
+    assert (two.absences, two.verdicts) == ((), ())
+    block = decided(state, {**EVERYBODY, **sides})
+    assert (block.absences, block.bans) == ((PEERS[4],), ())
+    seat = state.advance(block).roster.seat(PEERS[4])
+    assert seat is not None and seat.absent
+    with pytest.raises(InconsistentMessage, match="absences"):
+        state.advance(msgspec.structs.replace(block, absences=()))
+
+
+def test_who_contradicts_a_quorum_is_barred_from_auditing(run: Run) -> None:
+    state = start(run)
+    votes = {0: 1, 1: 1, 2: 1, 3: 0}
+    sides = {i: {"verdicts": (Verdict(PEERS[0], PEERS[4], 0, vote),)} for i, vote in votes.items()}  # type: ignore[arg-type]
+    block = decided(state, {**EVERYBODY, **sides})
+    assert [ban.peer for ban in block.bans] == [PEERS[4]]
+    barred = [seat.peer for seat in state.advance(block).roster.seats if seat.barred]
+    assert barred == [PEERS[3]]
+
+
+def test_guilty_is_counted_whoever_accused_and_innocent_whomever_he_accused(run: Run) -> None:
+    guilty = {i: {"verdicts": (Verdict(PEERS[i], PEERS[4], 2, 1),)} for i in range(3)}
+    assert [ban.deed for ban in decided(start(run), {**EVERYBODY, **guilty}).bans] == ["wrong_gradient"]
+    innocent = {i: {"verdicts": (Verdict(PEERS[4], PEERS[i], 2, 0),)} for i in range(3)}
+    bans = decided(start(run), {**EVERYBODY, **innocent}).bans
+    assert [(ban.peer, ban.deed) for ban in bans] == [(PEERS[4], "false_accusation")]
+
+
+def test_a_block_names_no_more_verdicts_than_it_must(run: Run) -> None:
+    many = tuple(Verdict(PEERS[0], PEERS[4], of, 1) for of in range(60))
+    block = decided(start(run), {i: {"verdicts": many} for i in range(4)})
+    assert len(block.verdicts) <= VERDICTS_MAX
+    assert [ban.peer for ban in block.bans] == [PEERS[4]]

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from btrain.adversary.registry import get_adversary
-from btrain.adversary.validator import FalseAccuse
+from btrain.adversary.validator import CustodyLoss, FalseAccuse
 from btrain.protocol.behaviour import Behaviour, Replay
 from btrain.protocol.blocks import Ban
 from btrain.protocol.effects import Effect, Send
@@ -168,6 +168,7 @@ def test_whoever_cheated_in_the_round_is_proven_though_he_is_honest_ever_since(r
     assert banned == cheats
 
 
+@pytest.mark.slow
 def test_without_the_sweep_the_dormant_are_not_found(run: Run) -> None:
     cheats, banned = proven_round(run, sweep=False)
     assert banned < cheats
@@ -240,3 +241,32 @@ def test_who_is_killed_in_a_sweep_returns_and_the_sweep_ends_without_him(run: Ru
     world = run.world(8, 20, seed=1, faults=faults, byzantine={1: Reversed(), 3: Reversed()})
     run.to_the_end(world, faults)
     assert set(run.bans(world)) == {keys[1].public_key, keys[3].public_key}
+
+
+def test_a_flood_of_accusations_bans_its_signers_and_makes_nobody_recompute_twice(run: Run) -> None:
+    members = coalition(run, "accuse_flood", 8, range(2), 7, start=2)
+    world = run.world(8, 40, seed=7, byzantine={**members, 4: Reversed()})
+    bans = until_all_banned(run, world, 40)
+    assert {bans[world.keys[i].public_key][0] for i in range(2)} == {"false_accusation"}
+    events = [fields for _, name, fields in world.identities[world.honest[0]].events if name == "checked"]
+    asked = [(fields["peer"], fields["round"]) for fields in events]
+    assert len(asked) == len(set(asked))
+    assert len(asked) < 8 * len(world.blocks(world.honest[0]))
+
+
+def test_one_part_of_a_forged_gradient_is_enough(run: Run) -> None:
+    keys = run.world(8, 4, seed=8).keys
+    friends = frozenset(keys[index].public_key for index in range(2))
+    members = {i: CustodyLoss(coalition=friends, attack_from=2, everything=True) for i in range(2)}
+    world = run.world(8, 60, seed=8, byzantine=members, numel=9000)
+    assert {deed for deed, _, _ in until_all_banned(run, world, 60).values()} == {"wrong_gradient"}
+
+
+def test_who_keeps_losing_what_would_convict_him_loses_his_seat_and_nobody_else_does(run: Run) -> None:
+    members = coalition(run, "custody_loss", 8, range(3), 9, start=2)
+    world = run.world(8, 14, seed=9, byzantine=members, numel=9000)
+    run.to_the_end(world)
+    gone = {peer for block in world.blocks(world.honest[0]) for peer in block.absences}
+    assert gone
+    assert gone <= {key.public_key for key in world.keys[:3]}
+    assert run.bans(world) == {}
