@@ -32,13 +32,13 @@ def cost(peers: int, rounds: int) -> dict[str, float]:
         config, peers=peers, byzantine=byzantine, attacks=["sign_flip"], attack_from=10_000,
         rounds=rounds + WARM_ROUNDS, signatures="counted",
     )  # fmt: skip
-    heap, marks = scenario.world.heap, []
-
-    def mark(height: int) -> None:
-        marks.append((height, time.process_time(), heap.packets_sent, sum(heap.bytes_sent.values())))
-
-    scenario.run(mark)
-    first, last = next(m for m in marks if m[0] >= WARM_ROUNDS), marks[-1]
+    world, heap = scenario.world, scenario.world.heap
+    marks = []
+    for height in (WARM_ROUNDS, WARM_ROUNDS + rounds):
+        heap.run(lambda height=height: world.height(world.honest[0]) >= height)  # type: ignore[misc]
+        made = world.height(world.honest[0])
+        marks.append((made, time.process_time(), heap.packets_sent, sum(heap.bytes_sent.values())))
+    first, last = marks
     made = last[0] - first[0]
     cpu_s, packets, size = ((last[i] - first[i]) / made for i in (1, 2, 3))
     return {"peers": peers, "attackers": byzantine, "rounds": made, "cpu_s_per_round": cpu_s,

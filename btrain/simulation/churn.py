@@ -29,15 +29,18 @@ OVERLAP = 3  # newcomers come this many times earlier in the period than those w
 
 @dataclass(frozen=True)
 class ChurnPlan:
-    """What changes. `replaced` of the honest peers go in every period, `crashes` of them without a word."""
+    """What changes: `replaced` of the honest peers go in a period, in every `crash_every`-th period one by a crash.
+
+    The seat of one that crashed stays for 64 rounds, absent and counted against b, which carries no more of them.
+    """
 
     peers: int = 16
     attacks: tuple[str, ...] = ("just_inside_tolerance", "sign_flip", "rubber_stamp")
     periods: int = 30
     period_us: int = 60 * SECOND
     replaced: int = 8
-    crashes: int = 1
-    compute_us: int = 2_500_000
+    crash_every: int | None = 3
+    compute_us: int = 10 * SECOND
     seed: int = 0
 
 
@@ -63,7 +66,7 @@ class Churn:
         charter = Charter(
             rounds=plan.periods * plan.period_us // plan.compute_us + 1,  # more than are made
             byzantine_max=byzantine_limit(plan.peers, validators_max(plan.peers, 1)), audits_per_round=1,
-            tolerance=1e-4, rule=get_rule("centered_clip"), message_us=SECOND, compute_us=2 * plan.compute_us,
+            tolerance=1e-4, rule=get_rule("centered_clip"), message_us=SECOND, compute_us=plan.compute_us * 3 // 2,
             transfer_us=SECOND, admission="allowlist", allowed=frozenset(self._listed(founders)),
         )  # fmt: skip
         self.world = World(
@@ -99,7 +102,7 @@ class Churn:
             if period and plan.replaced:
                 self._come(plan.replaced)
                 self._until(begin_us + plan.period_us // OVERLAP)
-                self._go()
+                self._go(crashes=plan.crash_every is not None and period % plan.crash_every == 0)
             self._until(begin_us + plan.period_us)
             assert heap.now == begin_us + plan.period_us
         self.world.verify()
@@ -137,10 +140,10 @@ class Churn:
             self._attackers.append(key.public_key)
         self.joined += newcomers
 
-    def _go(self) -> None:
-        """The oldest go; the last of them crash."""
+    def _go(self, crashes: bool) -> None:
+        """The oldest go; the last of them may crash."""
         going, self._here = self._here[: self.plan.replaced], self._here[self.plan.replaced :]
-        in_order = self.plan.replaced - self.plan.crashes
+        in_order = self.plan.replaced - crashes
         for peer in going[:in_order]:
             self.world.leave(peer)
         for peer in going[in_order:]:
