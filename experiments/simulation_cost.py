@@ -84,9 +84,11 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [cost(peers, options.rounds) for peers in options.sizes]
+    rows = []
+    for peers in options.sizes:
+        rows.append(cost(peers, options.rounds))
+        print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
-    print(json.dumps(rows))
     plot(rows, DOCS / "simulation-cost.png")
 
 

@@ -9,7 +9,7 @@ import pytest
 from btrain.simulation.churn import Churn, ChurnPlan
 
 SHORT = ChurnPlan(
-    peers=8, attacks=("sign_flip",), periods=3, period_us=30_000_000, compute_us=5_000_000, replaced=4, crash_every=2
+    peers=8, attacks=("sign_flip",), periods=3, period_us=30_000_000, compute_us=5_000_000, replaced=4, crash_every=None
 )
 GOODPUT_MIN = 0.9  # rounds that are not void, over those of the same time in which nobody comes or goes
 
