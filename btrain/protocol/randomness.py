@@ -7,32 +7,57 @@ it is known and nobody can change it but by losing the seat.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 
 from btrain.protocol.encoding import PeerId, sha256
 
 SPARE_LINKS = 1024  # rounds beyond the planned ones that a chain covers
+ANCHOR_ROUNDS = 1024  # who gets a seat late publishes the link of the last multiple of it: checking costs few hashes
 
 
 class HashChain:
-    """A member's own chain: link(t) for round t, `end` is published. Derived, so that a restart keeps it."""
+    """A member's own chain: link(t) for round t, `end` is published. Derived, so that a restart keeps it.
+
+    Of n links about 2 sqrt(n) are held: every sqrt(n)-th, and those of the segment in use.
+    """
 
     def __init__(self, secret: bytes, salt: bytes, rounds: int) -> None:
-        self._links = [sha256(b"btrain/chain/v1", secret, salt)]
-        for _ in range(rounds + SPARE_LINKS):
-            self._links.append(hashlib.sha256(self._links[-1]).digest())
-
-    @property
-    def end(self) -> bytes:
-        """The published end; it plays the link of round -1."""
-        return self._links[-1]
+        self._length = rounds + SPARE_LINKS
+        self._stride = math.isqrt(self._length)
+        self._marks: list[bytes] = []
+        self._segment: list[bytes] = []  # links from self._first on, in the order of hashing
+        self._first = 0
+        link = sha256(b"btrain/chain/v1", secret, salt)
+        for position in range(self._length):
+            if position % self._stride == 0:
+                self._marks.append(link)
+            link = hashlib.sha256(link).digest()
+        self.end = link  # published; it plays the link of round -1
 
     def link(self, round: int) -> bytes:
         """The link that belongs to `round`; hashing it once gives the link of the round before."""
-        position = len(self._links) - 2 - round
+        position = self._length - 1 - round
         if position < 0:
             raise IndexError(f"the chain ends before round {round}")
-        return self._links[position]
+        if position == self._length:
+            return self.end
+        if not self._first <= position < self._first + len(self._segment):
+            self._first = position - position % self._stride
+            self._segment = [self._marks[position // self._stride]]
+            while len(self._segment) < min(self._stride, self._length - self._first):
+                self._segment.append(hashlib.sha256(self._segment[-1]).digest())
+        return self._segment[position - self._first]
+
+    def anchor(self, round: int) -> tuple[bytes, int]:
+        """A link that may be published in `round`, and the round that it belongs to: no later than the last one."""
+        at = anchor_round(round)
+        return self.link(at), at
+
+
+def anchor_round(round: int) -> int:
+    """The round whose link a peer publishes that asks for a seat in `round`; -1 is a chain's end."""
+    return round // ANCHOR_ROUNDS * ANCHOR_ROUNDS - 1
 
 
 def on_chain(link: bytes, round: int, known: bytes, known_round: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tracemalloc
 from collections import Counter
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from btrain.protocol.encoding import sha256
 from btrain.protocol.randomness import (
+    ANCHOR_ROUNDS,
     SPARE_LINKS,
     HashChain,
     batch_seed,
@@ -82,3 +85,24 @@ def test_the_count_drawn_has_the_rate_as_its_mean(rate: float) -> None:
     counts = [drawn_count(sha256(i.to_bytes(4, "big")), rate) for i in range(2000)]
     assert set(counts) <= {int(rate), int(rate) + 1}
     assert abs(sum(counts) / len(counts) - rate) < 0.05
+
+
+@given(rounds=st.integers(1, 300), order=st.lists(st.integers(-1, 299 + SPARE_LINKS), min_size=1, max_size=8))
+def test_links_are_the_same_in_whatever_order_they_are_asked_for(rounds: int, order: list[int]) -> None:
+    chain, links = HashChain(b"secret", b"salt", rounds), [sha256(b"btrain/chain/v1", b"secret", b"salt")]
+    for _ in range(rounds + SPARE_LINKS):
+        links.append(hashlib.sha256(links[-1]).digest())
+    for round in (r for r in order if r < rounds + SPARE_LINKS):
+        assert chain.link(round) == links[len(links) - 2 - round]
+
+
+def test_a_long_chain_takes_little_memory_and_an_anchor_is_near() -> None:
+    tracemalloc.start()
+    chain = HashChain(b"secret", b"salt", 100_000)
+    link, at = chain.anchor(70_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    assert 70_000 - ANCHOR_ROUNDS <= at < 70_000
+    assert on_chain(chain.link(70_000), 70_000, link, at)
+    assert chain.anchor(0) == (chain.end, -1)
