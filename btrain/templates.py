@@ -14,7 +14,8 @@ _CONTRACT: Final = """\
 _GROUP: Final = """\
 group:
   start_when: {start_when}                # members that must be there before round 0
-  admission: open              # or allowlist: only the peer ids under `members` (each prints its own with `btrain id`)
+  admission: open              # newcomers on probation; or allowlist (the peer ids under `members`), or invite
+  probation_rounds: 32         # rounds that a newcomer of an open run computes, audited, before it gets a seat
   # byzantine_max: {byzantine_max}           # that may lie or fail at once; left out: as many as start_when allows
 verification:
   audits_per_round: 1          # members that recompute others' work in place of their own; none below four members

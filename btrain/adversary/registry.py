@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from btrain.adversary import aggregator, gradient, history, numeric, omniscient, sender, signer, table, validator
+from btrain.adversary import aggregator, gradient, history, numeric, omniscient, sender, signer, sybil, table, validator
 from btrain.adversary.adversary import Adversary
 from btrain.adversary.mixed import Mixed
 from btrain.errors import ConfigError
@@ -67,6 +67,7 @@ _CLASSES: tuple[type[Adversary], ...] = (
     sender.Replay,
     history.StatePoison,
     history.ForgedHistory,
+    sybil.SybilJoin,
     validator.FalseAccuse,
     validator.RubberStamp,
     validator.Lie,

@@ -26,6 +26,11 @@ def _group(config: Fields) -> Iterator[Problem]:
         yield ("group", "members"), "a peer id stands here twice"
     if group.admission == "allowlist" and not group.members:
         yield ("group", "admission"), "allowlist needs the peer ids of those who may take part under group.members"
+    if group.admission == "invite" and group.invitations > group.start_when:
+        yield (
+            ("group", "invitations"),
+            f"expected at most {group.start_when}, the number of founders, got {group.invitations}",
+        )
     if group.members and group.start_when > len(group.members):
         yield (
             ("group", "start_when"),
@@ -81,8 +86,6 @@ def _not_yet(config: Fields) -> Iterator[Problem]:
             ("local_steps",),
             f"several local steps a round are not supported yet: expected 1, got {config.local_steps}",
         )
-    if config.group.admission == "invite":
-        yield ("group", "admission"), "invite is not supported yet: expected open or allowlist"
 
 
 def _deadlines(config: Fields) -> Iterator[Problem]:

@@ -190,6 +190,8 @@ def _completed(config: RunConfig) -> RunConfig:
     if "byzantine_max" not in group.model_fields_set:
         validators = validators_max(group.start_when, config.verification.audits_per_round)
         group = group.model_copy(update={"byzantine_max": byzantine_limit(group.start_when, validators)})
+    if "invitations" not in group.model_fields_set:
+        group = group.model_copy(update={"invitations": group.byzantine_max + 1})
     if "run_dir" not in local.model_fields_set:
         local = local.model_copy(update={"run_dir": Path("runs") / config.run})
     return config.model_copy(update={"group": group, "local": local})

@@ -202,6 +202,11 @@ class Group(Section):
     start_when: Annotated[int, Field(ge=1, le=64)] = 1
     """Members that must be there before round 0; with `members`, all of them unless given."""
     admission: Literal["open", "allowlist", "invite"] = "open"
+    """Who may come after the founding: anybody on probation, the listed ids, or whom members have invited."""
+    probation_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 32
+    """k of an open run: rounds for which a newcomer computes and is audited before it gets a seat."""
+    invitations: Annotated[int, Field(ge=1, le=32)] = 1
+    """With `invite`, members that must have invited a newcomer; b + 1 unless given: one of them is honest then."""
     byzantine_max: Annotated[int, Field(ge=0, le=31)] = 0
     """b, members that may be faulty at the same time; the most that `start_when` allows unless given."""
     members: Annotated[tuple[PeerIdText, ...], Field(max_length=64), BeforeValidator(_names_or_list)] = ()

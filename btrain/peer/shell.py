@@ -158,7 +158,7 @@ class Shell:
             self._greet(peer)
 
     def _update_members(self) -> None:
-        """Who has a seat, or asks for one, is let in and dialled; who was banned is kept away."""
+        """Who has a seat or is on its way to one is let in and dialled; who was banned is kept away."""
         assert self.member is not None
         roster = self.member.state.roster
         members = frozenset(roster.members) | self.member.candidates
@@ -240,7 +240,7 @@ class Shell:
             self._executor.give(action(self.member))
 
     def audience(self) -> Iterable[PeerId]:
-        """Connected members, and those who ask for a seat."""
+        """Connected members, and those who are let in without a seat."""
         return [peer for peer in self._network.peers if peer in self._members]
 
     def happened(self, name: str, fields: dict[str, Any]) -> None:
@@ -318,15 +318,11 @@ class Shell:
             self._to_member(peer, data)
 
     def _to_member(self, peer: bytes, data: bytes) -> None:
-        """A Join that is new is handed on: a newcomer need not know all members, they will dial it."""
         assert self.member is not None
         before = self.member.candidates
         self._executor.give(self.member.packet(peer, data, self.now()))
         if not self.member.candidates <= before:
             self._update_members()
-            for other in self.audience():
-                if other != peer:
-                    self._network.send_control(other, data)
 
     def _note_where(self, peer: bytes, data: bytes) -> None:
         packet = decode_packet(data)

@@ -19,7 +19,7 @@ from btrain.aggregation import Rule
 from btrain.kernels import BLOCK, QuantizedBlocks, dequantize_blockwise
 from btrain.protocol.effects import Effect, FetchBlob, Recompute, Work
 from btrain.protocol.encoding import PeerId, digest
-from btrain.protocol.messages import Commit, Message
+from btrain.protocol.messages import Commit, Message, Trial
 from btrain.protocol.reduction import encode_gradient, open_part, reduce_committed
 from btrain.protocol.roles import PartLayout, Roles
 from btrain.protocol.verdicts import GUILTY, INNOCENT, LOST, UNSURE
@@ -119,6 +119,12 @@ class GradientCheck(Check):
     gradient: Tensor | None = field(default=None, init=False)
     x: bytes = field(default=b"", init=False)  # parameters of that round, float32, for the evidence
     _measuring: int = field(default=0, init=False)  # how many parts are being measured
+    illegal: bytes | None = field(default=None, init=False)  # a trainee's part that is no legal encoding
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether it is a trainee's: only the sender keeps its bytes."""
+        return isinstance(self.commit.body, Trial)
 
     def start(self) -> list[Effect]:
         """Ask for the recomputation; bytes are fetched only if the hashes differ."""
@@ -127,7 +133,7 @@ class GradientCheck(Check):
     @property
     def leaves(self) -> tuple[bytes, ...]:
         """Hashes of the committed parts."""
-        assert isinstance(self.commit.body, Commit)
+        assert isinstance(self.commit.body, Commit | Trial)
         return self.commit.body.leaves
 
     def recomputed(self, gradient: Tensor | None, x: bytes | None) -> list[Effect]:
@@ -146,10 +152,11 @@ class GradientCheck(Check):
         if result == list(self.leaves):
             self.outcome = "equal"
             return []
+        return self._fetch({leaf: self._holders(part) for part, leaf in enumerate(self.leaves)})
+
+    def _holders(self, part: int) -> tuple[PeerId, ...]:
         sender = self.commit.sender
-        return self._fetch({
-            leaf: tuple(dict.fromkeys((self.roles.owners[part], sender))) for part, leaf in enumerate(self.leaves)
-        })  # fmt: skip
+        return (sender,) if self.on_trial else tuple(dict.fromkeys((self.roles.owners[part], sender)))
 
     def _measured(self, found: float) -> list[Effect]:
         measured, self._measuring = self._measuring, 0
@@ -178,8 +185,10 @@ class GradientCheck(Check):
         layout, gradient, blobs = self.roles.layout, self.gradient, self.blobs
         parts = [open_part(blobs[leaf], layout.part_numel(p)) if leaf in blobs else None
                  for p, leaf in enumerate(self.leaves)]  # fmt: skip
-        if any(part is None and leaf in blobs for part, leaf in zip(parts, self.leaves, strict=True)):
-            self.outcome = "unavailable"  # an illegal encoding has its own evidence
+        illegal = [leaf for part, leaf in zip(parts, self.leaves, strict=True) if part is None and leaf in blobs]
+        if illegal:
+            self.illegal = blobs[illegal[0]] if self.on_trial else None  # of a member's the aggregators have evidence
+            self.outcome = "unavailable"
             return []
         self._measuring = len(blobs)
         return [Work(self.token, lambda: excess(parts, gradient, layout))]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from btrain.protocol.encoding import MEMBERS_MAX, U8, U16, U32, U64, Hash, Record, decode, digest, encode
-from btrain.protocol.messages import PARTS_MAX, Admission, Charge, Text, Verdict
+from btrain.protocol.messages import PARTS_MAX, TRAINEES_MAX, Admission, Charge, Judgement, Text, TrialEntry, Verdict
 
 BLOCK_BYTES_MAX = 4 * 2**20
 GENESIS_BYTES_MAX = 60 * 1024
@@ -110,6 +110,13 @@ class Reproach(Record, frozen=True):
     of: Hash
 
 
+class ListedJudgement(Record, frozen=True):
+    """Who said in its Commit that a trainee's work is not clean."""
+
+    member: Hash
+    judgement: Judgement
+
+
 class Ban(Record, frozen=True):
     """A member proven guilty of `deed` in `round`; the hashes of the evidence that members listed."""
 
@@ -153,6 +160,10 @@ class Block(Record, frozen=True):
     transfer_ms: U32
     candidates: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=MEMBERS_MAX)] = ()  # states that differ, as drawn
     reproaches: Annotated[tuple[Reproach, ...], Listed] = ()
+    trainees: Annotated[tuple[Admission, ...], msgspec.Meta(max_length=TRAINEES_MAX)] = ()  # newly on probation
+    trials: Annotated[tuple[TrialEntry, ...], msgspec.Meta(max_length=TRAINEES_MAX)] = ()  # of the round before
+    judgements: Annotated[tuple[ListedJudgement, ...], Listed] = ()
+    dismissed: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=TRAINEES_MAX)] = ()  # trainees whose trial failed
     tables: Annotated[tuple[TableEntry, ...], msgspec.Meta(max_length=PARTS_MAX)] = ()
     disputes: Annotated[tuple[DisputeEntry, ...], Listed] = ()
 

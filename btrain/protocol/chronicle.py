@@ -15,6 +15,7 @@ from btrain.protocol.round import Round
 
 BLOCKS_KEPT = 64  # decoded blocks in memory
 KEPT_PERIODS = 4  # of custody and certification: for so long newcomers can follow although no state is certified
+ANSWERS_MAX = 4  # for a member or trainee in Delta / 2; a stranger gets one
 QUIET_DELTAS = 4  # when nothing was decided for so long, something may have been lost: ask
 
 
@@ -34,7 +35,7 @@ class Chronicle:
         self.decided_us = 0
         self._blocks: dict[int, Block] = {}  # the latest; older ones are read from the ledger
         self._asked_us = -(10**12)
-        self._answers = Allowance(1, max(1, state.charter.message_us // 2))
+        self._answers = Allowance(ANSWERS_MAX, max(1, state.charter.message_us // 2))
 
     def append(self, block: Block, now: int) -> None:
         """A block is decided."""
@@ -102,11 +103,11 @@ class Chronicle:
         """Help a peer on from where it is."""
         if where.round > self.state.round:
             self.ask(sender, now)
-        elif self._answers.spend(sender, 1, now):
+        elif self._answers.spend(sender, 1 if self.state.answers(sender) else ANSWERS_MAX, now):
             blocks = self._from(where.round)
             if blocks:
                 self.desk.send(Blocks(tuple(blocks)), sender)
-            elif where.round + 1 >= self.state.round and self.state.roster.seat(sender) is not None:
+            elif where.round + 1 >= self.state.round and self.state.answers(sender):
                 for target in (*self.uncertified.values(), *([opened] if opened else [])):
                     target.resend(sender, now)
 
@@ -140,6 +141,7 @@ class Chronicle:
                 self.append(block, now)
                 self._write(block.round, certified)
                 fresh.append(block)
+                self._asked_us = -(10**12)  # it helped: who is still behind may ask again at once
         return fresh
 
     def _certify_late(self, block: Block, certified: CertifiedBlock) -> None:

@@ -94,9 +94,9 @@ class Court:
 
     # --- what a Commit lists ---
 
-    def listed_charges(self, roster: Roster) -> tuple[Charge, ...]:
-        """Charges against members, oldest first."""
-        listed = (c for c in self.charges.values() if roster.seat(c.accused))
+    def listed_charges(self, state: LedgerState) -> tuple[Charge, ...]:
+        """Charges against members and trainees, oldest first."""
+        listed = (c for c in self.charges.values() if state.answers(c.accused))
         return tuple(c for c in listed if self.behaviour.charges(c.accused, c.deed))[:LISTED_MAX]
 
     def listed_verdicts(self, roster: Roster, round: int) -> tuple[Verdict, ...]:
@@ -117,7 +117,7 @@ class Court:
     def stand_at(self, state: LedgerState) -> None:
         """The ledger has moved on: begin the sweeps that its last block has opened."""
         self.state = state
-        self.charges = {accused: c for accused, c in self.charges.items() if state.roster.seat(accused)}
+        self.charges = {accused: c for accused, c in self.charges.items() if state.answers(accused)}
         self._heard.clear()
         untold, self._untold = self._untold, []
         for charge in untold:

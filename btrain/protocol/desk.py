@@ -25,11 +25,13 @@ from btrain.protocol.messages import (
     Leave,
     Message,
     Missing,
+    Objection,
     Receipt,
     Result,
     Reveal,
     Statement,
     Table,
+    Trial,
     Verifier,
     sign,
     slot_key,
@@ -41,6 +43,7 @@ KINDS: dict[type[msgspec.Struct], Kind] = {
     Vote: "vote", Quit: "quit", Lock: "lock", Proposal: "proposal", Final: "final",
     Accusation: "accusation", Charge: "charge", Join: "join", Leave: "leave", GenesisSignature: "genesis",
     Table: "table", Dispute: "dispute", Approval: "approval",
+    Trial: "trial", Objection: "objection",
 }  # fmt: skip
 
 

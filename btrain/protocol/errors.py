@@ -50,6 +50,10 @@ class InvalidCertificate(RemoteProtocolError):
     """Too few, repeated or foreign signatures for what it claims to certify."""
 
 
+class InvalidInvitation(RemoteProtocolError):
+    """For another run, peer or time, used before, or not signed by a member."""
+
+
 class InvalidEvidence(RemoteProtocolError):
     """Does not prove what it claims."""
 

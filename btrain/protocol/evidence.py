@@ -20,7 +20,7 @@ from btrain.protocol.contribution import contribution_of, leaf_of
 from btrain.protocol.encoding import MEMBERS_MAX, U32, Hash, PeerId, Record, decode, digest, encode
 from btrain.protocol.errors import InvalidEvidence, RemoteProtocolError
 from btrain.protocol.ledger import Contribution, Genesis, items_digest, open_genesis
-from btrain.protocol.messages import PARTS_MAX, Charge, Commit, Dispute, Message, Result, Table, Text, Verifier
+from btrain.protocol.messages import PARTS_MAX, Charge, Commit, Dispute, Message, Result, Table, Text, Trial, Verifier
 from btrain.protocol.reduction import open_part, reduce_committed
 from btrain.protocol.roles import PartLayout
 from btrain.protocol.tables import row_of, sketch_seed
@@ -108,10 +108,10 @@ def _equivocation(evidence: Evidence, genesis: Genesis, messages: list[Message],
 
 
 def _illegal_encoding(evidence: Evidence, genesis: Genesis, messages: list[Message], rule_of: RuleOf) -> Proof:
-    """Commit by the accused, and the bytes of a part; a hash may stand for parts of different sizes."""
+    """Commit or Trial by the accused, and the bytes of a part; a hash may stand for parts of different sizes."""
     commit = messages[0]
-    _require(isinstance(commit.body, Commit), "illegal_encoding: needs a Commit")
-    assert isinstance(commit.body, Commit)
+    _require(isinstance(commit.body, Commit | Trial), "illegal_encoding: needs a Commit")
+    assert isinstance(commit.body, Commit | Trial)
     _require(len(evidence.blobs) == 1, "illegal_encoding: needs the bytes of one part")
     blob, leaves = evidence.blobs[0], commit.body.leaves
     layout = _layout(genesis, len(leaves))

@@ -19,8 +19,7 @@ from btrain.protocol.ledger import Founder, Genesis, check_genesis, open_genesis
 from btrain.protocol.member import Membership
 from btrain.protocol.messages import GenesisSignature, Join, Message
 from btrain.protocol.packets import Envelopes, Founding, Refusal, decode_packet
-
-PROBE_TOLERANCE = 1e-3  # relative difference of the norms of one probe gradient between honest machines
+from btrain.protocol.seats import PROBE_TOLERANCE
 
 
 @dataclass(frozen=True)

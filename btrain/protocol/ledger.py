@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median_low
 from typing import Literal
 
 from btrain.aggregation import Rule
-from btrain.protocol import contest
+from btrain.protocol import contest, membership
 from btrain.protocol.agreement_messages import Final as FinalVote
 from btrain.protocol.blocks import (
     Ban,
@@ -23,6 +23,7 @@ from btrain.protocol.blocks import (
     Genesis,
     LinkEntry,
     ListedCharge,
+    ListedJudgement,
     ListedVerdict,
     Reproach,
     ResultEntry,
@@ -32,19 +33,18 @@ from btrain.protocol.blocks import (
 )
 from btrain.protocol.contest import Contest
 from btrain.protocol.encoding import (
-    MEMBERS_MAX,
     PeerId,
     sha256,
 )  # fmt: skip
 from btrain.protocol.errors import InconsistentMessage, InvalidCertificate
 from btrain.protocol.messages import (
-    Admission,
     Charge,
     Commit,
     GenesisSignature,
     Message,
     Verifier,
 )  # fmt: skip
+from btrain.protocol.probation import Probation, convictions, decisive_judgements, recorded_trials
 from btrain.protocol.randomness import next_randomness
 from btrain.protocol.roles import Roles, draw_roles
 from btrain.protocol.roster import Roster, Seat
@@ -96,8 +96,10 @@ class Charter:
     message_us: int
     compute_us: int | None = None
     transfer_us: int | None = None
-    admission: Literal["open", "allowlist"] = "open"
+    admission: Literal["open", "allowlist", "invite"] = "open"
     allowed: frozenset[PeerId] = frozenset()
+    probation_rounds: int = 32  # k, of an open run
+    invitations: int = 1  # members that must have invited a newcomer
     state_sync_every: int = 16
     custody_rounds: int = 16
     sweep: bool = True
@@ -109,8 +111,8 @@ class Charter:
         return self.custody_rounds + max(SWEEP_ROUNDS, self.state_sync_every)
 
     def admits(self, peer: PeerId) -> bool:
-        """Whether a peer that holds no seat may ask for one."""
-        return self.admission == "open" or peer in self.allowed
+        """Whether a peer that holds no seat may ask for one; of invitations the members judge that hold them."""
+        return self.admission != "allowlist" or peer in self.allowed
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class LedgerState:
     state: CertifiedState | None
     compute_ms: int
     transfer_ms: int
+    probation: Probation
     sweeps: tuple[Sweep, ...] = ()
     contest: Contest | None = None  # states that differ, until one of them is certified
 
@@ -136,12 +139,16 @@ class LedgerState:
         seats = sorted((Seat(f.peer, f.chain_end, -1) for f in genesis.founders), key=lambda seat: seat.peer)
         roster = Roster(tuple(seats), charter.byzantine_max, charter.audits_per_round)
         run = genesis.run
-        return cls(genesis, charter, 0, run, roster, (run, run), 0, None, 0, 0)
+        return cls(genesis, charter, 0, run, roster, (run, run), 0, None, 0, 0, Probation(charter.probation_rounds))
 
     @cached_property
     def run(self) -> bytes:
         """The run's id."""
         return self.genesis.run
+
+    def answers(self, peer: PeerId) -> bool:
+        """Whether a peer can be accused and banned: it holds a seat or is on probation."""
+        return self.roster.seat(peer) is not None or peer in self.probation.peers
 
     def roles(self) -> Roles:
         """Roles of round t."""
@@ -163,13 +170,18 @@ class LedgerState:
             InconsistentMessage: names the field of the block that contradicts the ledger.
         """
         _check(block, self)
+        bans = [ban.peer for ban in block.bans]
+        probation = self.probation.after(
+            block.round, self.roster, trainees=block.trainees, trials=block.trials,
+            gone={*bans, *block.dismissed}, seated=[entry.peer for entry in block.admissions],
+        )  # fmt: skip
         roster = self.roster.after(
             block.round,
             links={entry.peer: entry.link for entry in block.links},
             absences=block.absences,
-            bans=[ban.peer for ban in block.bans],
-            departures=block.departures,
-            admissions={entry.peer: entry.chain_end for entry in block.admissions},
+            bans=bans,
+            departures=membership.freed(self, block.departures, block.admissions),
+            admissions={entry.peer: (entry.chain_end, entry.anchored - 1) for entry in block.admissions},
             barred=contradicted(self.roster, block.verdicts),
         )
         roster = with_reproaches(roster, block, self.roles())
@@ -183,6 +195,7 @@ class LedgerState:
             state=block.state[0] if block.state else self.state,
             compute_ms=block.compute_ms,
             transfer_ms=block.transfer_ms,
+            probation=probation,
             sweeps=self._sweeps_after(block, roster),
             contest=contest.after(self.contest, block),
         )
@@ -191,8 +204,9 @@ class LedgerState:
         charter = self.charter
         if not charter.sweep or not charter.audits_per_round:
             return ()
+        members = [ban for ban in block.bans if self.roster.seat(ban.peer)]  # a trainee's work was in no sum
         return sweeps_after(
-            self.sweeps, self.run, block.round, block.randomness, block.bans, roster, charter.custody_rounds
+            self.sweeps, self.run, block.round, block.randomness, members, roster, charter.custody_rounds
         )
 
     def sweep_of(self, round: int) -> Sweep | None:
@@ -246,12 +260,19 @@ def build_block(
     void = 1 if contribution.void or not contribution.workers else 2 if results_void else 0
     if state.round == 0:
         void = 1
-    charges = _decisive_charges(state.roster, bodies)
+    charges = _decisive_charges(state, bodies)
     verdicts = decisive_verdicts(state.roster, {member: body.verdicts for member, body in bodies.items()})
+    reproaches = listed_reproaches(bodies)
+    judgements = decisive_judgements(state.probation.peers, state.roster, bodies)
+    bans = _bans(state, charges, verdicts, judgements)
+    dismissed = membership.dismissed(state, judgements, bans)
+    admissions = membership.admissions(state, bodies, {*(ban.peer for ban in bans), *dismissed})
+    departures = membership.departures(state, bodies, admissions)
+    kept = set(departures).difference(membership.freed(state, departures, admissions))
+    kept |= _blamed(state, results, tables, reproaches, verdicts)
     ordered_links = tuple(LinkEntry(peer, links[peer]) for peer in sorted(links))
     certified = contest.certified(state.round, state.roster, state.contest, bodies)
     randomness = next_randomness(state.randomness[1], state.round, [entry.link for entry in ordered_links])
-    reproaches = listed_reproaches(bodies)
     return Block(
         version=1,
         run=state.run,
@@ -267,16 +288,20 @@ def build_block(
         randomness=randomness,
         charges=charges,
         verdicts=verdicts,
-        bans=_bans(state.roster, charges, verdicts),
-        admissions=_admissions(state, bodies),
-        departures=_departures(state, bodies),
-        absences=_absences(state, contribution.commits, links, reproaches, _without_table(results, tables), verdicts),
+        bans=bans,
+        admissions=admissions,
+        departures=departures,
+        absences=membership.absences(state, commits, links, kept),
         step=state.step + (void == 0),
         state=certified,
         compute_ms=_typical([body.compute_ms for body in bodies.values()], state.compute_ms),
         transfer_ms=_typical([body.transfer_ms for body in bodies.values()], state.transfer_ms),
         candidates=contest.candidates(state.round, state.roster, certified, bodies, randomness),
         reproaches=reproaches,
+        trainees=membership.trainees(state, bodies),
+        trials=recorded_trials(state.probation.peers, state.roster, bodies),
+        judgements=judgements,
+        dismissed=dismissed,
         tables=tuple(tables),
         disputes=tuple(disputes),
     )
@@ -288,7 +313,7 @@ def _typical(reported_ms: Sequence[int], before: int) -> int:
     return median_low(positive) if positive else before
 
 
-def _decisive_charges(roster: Roster, bodies: Mapping[PeerId, Commit]) -> tuple[ListedCharge, ...]:
+def _decisive_charges(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[ListedCharge, ...]:
     """Charges against those whom a quorum charges, one of each member: all that a block needs to name.
 
     What it is that each of the quorum has verified does not matter: one honest member is among them. Were it counted by
@@ -297,62 +322,37 @@ def _decisive_charges(roster: Roster, bodies: Mapping[PeerId, Commit]) -> tuple[
     by_accused: dict[PeerId, dict[PeerId, Charge]] = {}
     for member, body in bodies.items():
         for charge in body.charges:
-            if roster.seat(charge.accused):
+            if state.answers(charge.accused):
                 by_accused.setdefault(charge.accused, {}).setdefault(member, charge)
     return tuple(
         ListedCharge(member, charge)
         for _, listed in sorted(by_accused.items())
-        if len(listed) >= roster.quorum
+        if len(listed) >= state.roster.quorum
         for member, charge in sorted(listed.items())
     )
 
 
-def _bans(roster: Roster, charges: Sequence[ListedCharge], verdicts: Sequence[ListedVerdict]) -> tuple[Ban, ...]:
+def _bans(
+    state: LedgerState,
+    charges: Sequence[ListedCharge],
+    verdicts: Sequence[ListedVerdict],
+    judgements: Sequence[ListedJudgement],
+) -> tuple[Ban, ...]:
     """A quorum of charges bans the accused; a quorum of guilty the accused, of innocent the accuser."""
+    roster = state.roster
     bans: dict[PeerId, Ban] = {}
     by_accused: dict[PeerId, dict[PeerId, Charge]] = {}
     for entry in charges:
         by_accused.setdefault(entry.charge.accused, {})[entry.member] = entry.charge
     for accused, by in sorted(by_accused.items()):
-        if len(by) >= roster.quorum and roster.seat(accused):
+        if len(by) >= roster.quorum and state.answers(accused):
             named = Counter((charge.round, charge.deed) for charge in by.values())
             round, deed = min(named, key=lambda key: (-named[key], key))
             bans[accused] = Ban(accused, deed, round, tuple(sorted({charge.evidence for charge in by.values()})))
-    bans = verdict_bans(roster, verdicts) | bans
+    failed = convictions(state.probation.peers, roster, judgements)
+    on_trial = {peer: Ban(peer, "wrong_gradient", round, ()) for peer, round in failed.items()}
+    bans = verdict_bans(roster, verdicts) | on_trial | bans
     return tuple(bans[peer] for peer in sorted(bans))
-
-
-def _admissible(peer: PeerId, state: LedgerState) -> bool:
-    """Whether a peer may get a seat, or its own back."""
-    seat = state.roster.seat(peer)
-    if peer in state.roster.banned:
-        return False
-    if seat is not None:
-        return seat.absent and state.round + 1 >= seat.returns_at
-    return state.charter.admits(peer) and len(state.roster.seats) < MEMBERS_MAX
-
-
-def _admissions(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[Admission, ...]:
-    """Seats that a quorum lists: absent members that may return, and peers that the policy admits."""
-    counts = Counter(admission for body in bodies.values() for admission in set(body.admissions))
-    admitted: dict[PeerId, Admission] = {}
-    for admission, count in sorted(counts.items(), key=lambda item: (item[0].peer, item[0].chain_end)):
-        if count >= state.roster.quorum and _admissible(admission.peer, state):
-            admitted.setdefault(admission.peer, admission)
-    return tuple(admitted.values())
-
-
-def _spare(state: LedgerState) -> int:
-    """How many seats may be freed: at least 2 (b - bans) + 1 remain."""
-    floor = 2 * max(0, state.charter.byzantine_max - len(state.roster.banned)) + 1
-    return max(0, len(state.roster.seats) - floor)
-
-
-def _departures(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[PeerId, ...]:
-    """Seats given up in order, while there are spare ones; others stay and are absent."""
-    counts = Counter(peer for body in bodies.values() for peer in set(body.departures))
-    leaving = [p for p, count in sorted(counts.items()) if count >= state.roster.quorum and state.roster.seat(p)]
-    return tuple(leaving[: _spare(state)])
 
 
 def _without_table(results: Sequence[ResultEntry], tables: Sequence[TableEntry]) -> set[PeerId]:
@@ -361,24 +361,21 @@ def _without_table(results: Sequence[ResultEntry], tables: Sequence[TableEntry])
     return {entry.aggregator for entry in results if entry.part not in vouched}
 
 
-def _absences(
+def _blamed(
     state: LedgerState,
-    commits: Collection[PeerId],
-    links: Collection[PeerId],
+    results: Sequence[ResultEntry],
+    tables: Sequence[TableEntry],
     reproaches: Sequence[Reproach],
-    without_table: Collection[PeerId],
     verdicts: Sequence[ListedVerdict],
-) -> tuple[PeerId, ...]:
-    """Present members that did not commit in time, opened no link, gave no Table, were struck or lost what they had to
-    keep.
+) -> set[PeerId]:
+    """Members that lose their seat though they committed and opened their link: without a Table, struck, or for losing
+    what they had to keep.
 
-    A void decision blames nobody, and where more than b gave no Table it was not their fault.
+    Where more than b gave no Table it was not their fault.
     """
-    if not commits:
-        return ()
-    lost = {*struck(state.roster, state.round, reproaches), *withholding(state.roster, verdicts)}
-    blamed = without_table if len(without_table) <= state.roster.faulty_max else ()
-    return tuple(p for p in state.roster.present if p not in commits or p not in links or p in lost or p in blamed)
+    without = _without_table(results, tables)
+    blamed = without if len(without) <= state.roster.faulty_max else set()
+    return {*blamed, *struck(state.roster, state.round, reproaches), *withholding(state.roster, verdicts)}
 
 
 def _check(block: Block, state: LedgerState) -> None:
@@ -407,17 +404,15 @@ def _check(block: Block, state: LedgerState) -> None:
     links = [entry.link for entry in block.links]
     require(block.randomness == next_randomness(state.randomness[1], block.round, links), "randomness")
     voters = {c.member for c in block.charges} | {v.member for v in block.verdicts}
+    voters |= {j.member for j in block.judgements}
     require(voters <= set(committed), "votes: of a member without a commit")
-    require(block.bans == _bans(roster, block.charges, block.verdicts), "bans: do not follow from the votes")
+    bans = _bans(state, block.charges, block.verdicts, block.judgements)
+    require(block.bans == bans, "bans: do not follow from the votes")
     reproaching = {(reproach.member, reproach.of) for reproach in block.reproaches}
     require({member for member, _ in reproaching} <= set(committed), "reproaches: of a member without a commit")
     require(len(reproaching) == len(block.reproaches), "reproaches: one is listed twice")
-    without_table = _without_table(block.results, block.tables)
-    absent = _absences(state, committed, linked, block.reproaches, without_table, block.verdicts)
-    require(block.absences == absent, "absences: do not follow from commits, links, Tables, reproaches and verdicts")
-    require(len(block.departures) <= _spare(state), "departures: too few seats would be left")
-    require(set(block.departures) <= set(roster.members), "departures: of a non-member")
-    require(all(_admissible(entry.peer, state) for entry in block.admissions), "admissions: of one who may not enter")
+    blamed = _blamed(state, block.results, block.tables, block.reproaches, block.verdicts)
+    membership.check_members(block, state, blamed, require)
     parts = [entry.part for entry in block.results]
     require(parts == (list(range(state.roles().layout.parts)) if block.void == 0 else []), "results: not one a part")
     require(block.void <= 2, "void")

@@ -29,7 +29,18 @@ from btrain.protocol.errors import NotAMember, RemoteProtocolError, StaleMessage
 from btrain.protocol.healing import Comparison, Condition
 from btrain.protocol.hearing import Listeners
 from btrain.protocol.ledger import Block, Contribution, LedgerState
-from btrain.protocol.messages import LISTED_MAX, Accusation, Charge, Commit, Join, Leave, Message, Verifier
+from btrain.protocol.messages import (
+    LISTED_MAX,
+    Accusation,
+    Charge,
+    Commit,
+    Join,
+    Leave,
+    Message,
+    Objection,
+    Trial,
+    Verifier,
+)
 from btrain.protocol.packets import (
     PACKET_BYTES_MAX,
     Blocks,
@@ -49,6 +60,7 @@ from btrain.protocol.randomness import HashChain
 from btrain.protocol.round import Round
 from btrain.protocol.routes import Routes
 from btrain.protocol.seats import Membership, Seats
+from btrain.protocol.trials import Trials
 
 __all__ = ["Ledger", "Member", "Membership"]
 
@@ -86,6 +98,7 @@ class Member:
         self.blobs = Blobs()
         self.routes = Routes()
         self.court = Court(self.desk, state.charter, state.genesis, behaviour, draw, state)
+        self.trials = Trials(self.desk, behaviour, self.court.charge, state)
         self.replay = Replay(self.desk, self.chronicle.block, state.charter, x_round)
         self.round: Round | None = None
         self.leaving = False
@@ -128,8 +141,8 @@ class Member:
 
     @property
     def candidates(self) -> frozenset[PeerId]:
-        """Peers without a seat that have asked for one lately: they may fetch what members may."""
-        return self.seats.candidates(self.state.round)
+        """Peers without a seat that hear what members hear and may fetch what members may: see `Seats.candidates`."""
+        return self.seats.candidates(self.state)
 
     @property
     def addresses(self) -> dict[PeerId, tuple[str, ...]]:
@@ -181,6 +194,7 @@ class Member:
         if self.round is not None:
             self.round.blob(hash, now)
         self.court.blob(hash, data)
+        self.trials.blob(hash, data)
         self.replay.blob(hash, data, self.state, self._sources)
         self.comparison.blob(hash, data)
         if self.replay.loads:
@@ -221,7 +235,8 @@ class Member:
 
     def recomputed(self, token: str, gradient: Tensor | None, x: Tensor | None, now: int) -> list[Effect]:
         """The gradient that a Recompute asked for, and the parameters it was computed at; None when these are gone."""
-        self.court.recomputed(token, gradient, x)
+        of = self.trials if token.startswith("trial:") else self.court
+        of.recomputed(token, gradient, x)
         return self._done(now)
 
     def work_done(self, token: str, result: object, now: int) -> list[Effect]:
@@ -232,7 +247,7 @@ class Member:
             if self.round is not None and self.round.round == int(number):
                 self.round.work_done(inner, result, now)
         else:
-            self.court.work_done(token, result)
+            (self.trials if scope == "trial" else self.court).work_done(token, result)
         return self._done(now)
 
     def applied(self, round: int, state: CutState | None, now: int) -> list[Effect]:
@@ -289,10 +304,11 @@ class Member:
 
     def _about_decision(self, packet: ValueRequest | Value | BodyRequest, sender: PeerId, now: int) -> None:
         target = self._round_of(packet.round)
-        if target is None or self.state.roster.seat(sender) is None:
+        if target is None or not self.state.answers(sender):
             return
         if isinstance(packet, Value):
-            target.value(sender, packet, now)
+            if self.state.roster.seat(sender) is not None:
+                target.value(sender, packet, now)
             return
         cost = PACKET_BYTES_MAX if isinstance(packet, ValueRequest) else target.statements.size(packet.hashes)
         if not self._answers.spend(sender, cost, now):
@@ -327,6 +343,9 @@ class Member:
         if isinstance(body, Join):
             self.seats.asked(message, body, sender, self.state)
             return
+        if isinstance(body, Trial) and message.sender in self.state.probation.peers:
+            self._on_trial(message, sender, now)
+            return
         if self.state.roster.seat(message.sender) is None:
             raise NotAMember(f"{message.statement.kind} of {message.sender.hex()[:8]}, which holds no seat")
         if of > self.state.round + ROUNDS_AHEAD_MAX:
@@ -337,12 +356,26 @@ class Member:
             self.seats.leaves(message.sender, self.state.round)
         elif isinstance(body, Charge):
             self.court.charged(message, body)
+        elif isinstance(body, Objection):
+            self.trials.objected(message, body)
         elif of > self.state.round or (of == self.state.round and self.round is None):
             self._await_round(message, sender, now)
         elif isinstance(body, Accusation):
             self.court.accused(message, body, self.round.roles.validators if self.round is not None else ())
         else:
             self._to_round(message, sender, now)
+
+    def _on_trial(self, message: Message, sender: PeerId, now: int) -> None:
+        """A trainee's Trial of the open round counts until the own link is opened: r[t] must not be known to it."""
+        of = message.statement.round
+        if of > self.state.round + ROUNDS_AHEAD_MAX:
+            raise StaleMessage(f"trial of round {of} in round {self.state.round}")
+        if of < self.state.round:
+            self.trials.late(message)
+        elif of > self.state.round or self.round is None:
+            self._await_round(message, sender, now)
+        elif not self.round.opened_link:
+            self.trials.take(message, self.round.roles)
 
     def _await_round(self, message: Message, sender: PeerId, now: int) -> None:
         waiting = self._future.setdefault(message.sender, {})
@@ -407,8 +440,8 @@ class Member:
         )
         if self.me in self.round.roles.validators:
             self.court.audit(number)
-        if not self.leaving:
-            self.seats.ask(self.state, self._post.chain.end)
+        self.trials.audit()
+        self._ask(ready=True)
         self.round.start(now)
         self.round.cannot_hear(self._unheard)
         waiting, self._future = self._future, {}
@@ -417,6 +450,10 @@ class Member:
                 self._again(message, deliverer, now)
         self.desk.event("round", round=number, role=self._role(), members=len(self.state.roster.seats),
                         present=len(self.state.roster.present))  # fmt: skip
+
+    def _ask(self, *, ready: bool) -> None:
+        if not self.leaving:
+            self.seats.ask(self.state, self._post.chain, ready)
 
     def _again(self, message: Message, deliverer: PeerId, now: int) -> None:
         """Take a statement that had come before its round."""
@@ -428,21 +465,27 @@ class Member:
     def _role(self) -> str:
         assert self.round is not None
         roles = self.round.roles
+        if self.me in self.state.probation.peers:
+            return "trainee"
         return "validator" if self.me in roles.validators else "worker" if self.me in roles.workers else "absent"
 
     def _side_items(self) -> Commit:
-        roster, number = self.state.roster, self.state.round
+        number = self.state.round
         return Commit(
             leaves=(),
-            charges=self.court.listed_charges(roster),
-            verdicts=self.court.listed_verdicts(roster, number),
-            admissions=self.seats.admissions(number),
+            charges=self.court.listed_charges(self.state),
+            verdicts=self.court.listed_verdicts(self.state.roster, number),
+            admissions=self.seats.admissions(self.state),
             departures=self.seats.departures(number),
             state=self.condition.listed(number),
             compute_ms=0,
             transfer_ms=self._transfer_ms,
             close=tuple(self.comparison.close)[:LISTED_MAX],
-            reproaches=tuple(peer for peer in self._reproaches if roster.seat(peer) is not None)[: roster.faulty_max],
+            reproaches=tuple(peer for peer in self._reproaches if self.state.roster.seat(peer) is not None)[
+                : self.state.roster.faulty_max
+            ],
+            trials=self.trials.listed(number - 1),
+            judgements=self.trials.listed_judgements(),
         )
 
     def _conclude(self, finished: Round, now: int) -> None:
@@ -457,6 +500,9 @@ class Member:
         results = {entry.part: finished.result_of(entry) for entry in block.results}
         checked = finished.checking.checked(block)
         self.court.close_round(_record(finished, contribution, block, results, checked))
+        self.trials.close(block, finished.roles)
+        for ban in block.bans:
+            self.trials.save_evidence(ban, contribution)
         self.replay.step(block, finished.update())
         self._reproaches, self._unheard = finished.reproaches(), finished.not_heard()
         finished.exchange.release()
@@ -469,6 +515,7 @@ class Member:
         """The ledger has a new block."""
         self.desk.forget(block.round - 1)
         self.seats.forget(self.state)
+        self.trials.stand_at(self.state)
         self.court.stand_at(self.state)
         self._refusals.clear()
         self._listeners = {r: listeners for r, listeners in self._listeners.items() if r >= block.round}
@@ -510,9 +557,12 @@ class Member:
         self.desk.emit(SetTimer("where", now + deltas * self.state.charter.message_us))
 
     def _on_where_timer(self, now: int) -> None:
-        if self.chronicle.quiet(now) or self.state.roster.seat(self.me) is None:
+        seatless = self.state.roster.seat(self.me) is None
+        if self.chronicle.quiet(now) or seatless:
             self.chronicle.tell(None)
         self._settle(now)
+        if seatless and not self._halted:
+            self._ask(ready=self.round is not None)
         self._set_where(now)
 
     def _on_blocks(self, fresh: list[Block], now: int) -> None:

@@ -23,12 +23,15 @@ from btrain.protocol.errors import ForeignMessage, WrongSignature
 DOMAIN = b"btrain/statement/v1\0"
 PARTS_MAX = MEMBERS_MAX
 LISTED_MAX = 64  # charges, verdicts, admissions in one Commit
+TRAINEES_MAX = MEMBERS_MAX // 8  # newcomers on probation at a time
+INVITATIONS_MAX = 32
+INVITATION_BYTES_MAX = 512
 ENVELOPE_BYTES_MAX = 60 * 1024  # a control frame is 64 KiB
 ROW_BYTES = 260  # of a Table: a norm and 64 buckets, float32
 
 Kind = Literal[
     "commit", "missing", "receipt", "result", "reveal", "vote", "quit", "lock", "proposal", "final",
-    "accusation", "charge", "join", "leave", "genesis", "table", "dispute", "approval",
+    "accusation", "charge", "join", "leave", "genesis", "table", "dispute", "approval", "trial", "objection",
 ]  # fmt: skip
 Text = Annotated[str, msgspec.Meta(max_length=64)]
 
@@ -78,10 +81,26 @@ class Verdict(Record, frozen=True):
 
 
 class Admission(Record, frozen=True):
-    """A peer asks for a seat, or for its own back; its hash chain ends in `chain_end`."""
+    """A peer asks for a seat, or for its own back. `chain_end` stands on its hash chain for round `anchored` - 1."""
 
     peer: Hash
     chain_end: Hash
+    anchored: U32 = 0
+
+
+class TrialEntry(Record, frozen=True):
+    """The Trial of a newcomer on probation, by the hash of its statement."""
+
+    peer: Hash
+    hash: Hash
+
+
+class Judgement(Record, frozen=True):
+    """A member's answer to an objection: 1 guilty, 2 another gradient whose bytes are withheld, or near the bound."""
+
+    peer: Hash
+    round: U32
+    vote: Literal[1, 2]
 
 
 class Commit(Record, frozen=True):
@@ -97,6 +116,8 @@ class Commit(Record, frozen=True):
     transfer_ms: U32
     close: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=LISTED_MAX)] = ()  # candidates like the own state
     reproaches: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=LISTED_MAX)] = ()  # who failed in the round before
+    trials: Annotated[tuple[TrialEntry, ...], msgspec.Meta(max_length=TRAINEES_MAX)] = ()  # of the round before
+    judgements: Annotated[tuple[Judgement, ...], msgspec.Meta(max_length=LISTED_MAX)] = ()
 
 
 class Missing(Record, frozen=True):
@@ -179,6 +200,26 @@ class Join(Record, frozen=True):
     probe_norm: float
     addresses: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=256)], ...], msgspec.Meta(max_length=8)]
     probe_ms: U32 = 0
+    anchored: U32 = 0  # the chain's link of the round before this one stands in `chain_end`
+    ready: bool = False  # the sender has followed the run so far: it could take part in the next round
+    invitations: Annotated[
+        tuple[Annotated[bytes, msgspec.Meta(max_length=INVITATION_BYTES_MAX)], ...],
+        msgspec.Meta(max_length=INVITATIONS_MAX),
+    ] = ()
+
+
+class Objection(Record, frozen=True):
+    """'I recomputed the Trial that `peer` handed in in `round`: it is another, or its bytes are withheld.'"""
+
+    peer: Hash
+    round: U32
+    trial: Hash
+
+
+class Trial(Record, frozen=True):
+    """The gradient of a newcomer on probation: leaf hashes of every encoded part. It counts in no sum."""
+
+    leaves: Annotated[tuple[Hash, ...], msgspec.Meta(min_length=1, max_length=PARTS_MAX)]
 
 
 class Leave(Record, frozen=True):
@@ -193,7 +234,7 @@ class GenesisSignature(Record, frozen=True):
 
 Body = (
     Commit | Missing | Receipt | Result | Reveal | Vote | Quit | Lock | Proposal | Final
-    | Accusation | Charge | Join | Leave | GenesisSignature | Table | Dispute | Approval
+    | Accusation | Charge | Join | Leave | GenesisSignature | Table | Dispute | Approval | Trial | Objection
 )  # fmt: skip
 
 BODIES: dict[str, type[msgspec.Struct]] = {
@@ -215,6 +256,8 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "table": Table,
     "dispute": Dispute,
     "approval": Approval,
+    "trial": Trial,
+    "objection": Objection,
 }
 
 

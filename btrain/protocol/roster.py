@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -11,6 +11,9 @@ from btrain.protocol.quorum import byzantine_limit, fast_quorum, quorum, validat
 from btrain.protocol.randomness import on_chain
 
 STRIKES_MAX = 10
+ABSENT_ROUNDS_MAX = 64  # a seat whose holder could return for so long, and did not, is freed if it may be
+
+Anchor = tuple[bytes, int]  # a link of a hash chain, and its round
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class Seat:
 
 
 @dataclass(frozen=True)
+class Former:
+    """A peer that gave its seat up or lost it. It may have one again, after its strikes."""
+
+    strikes: int
+    returns_at: int
+    left: int  # round of the block that freed the seat
+
+
+@dataclass(frozen=True)
 class Roster:
     """The seats of a group in member order, as the block of one round leaves them."""
 
@@ -38,6 +50,9 @@ class Roster:
     byzantine_max: int
     audits_per_round: float
     banned: frozenset[PeerId] = field(default_factory=frozenset)
+    former: Mapping[PeerId, Former] = field(default_factory=dict)  # at most one for every seat ever given
+    convicted: int = 0  # members that were banned
+    newcomers: int = 0  # seats given after the founding
 
     def seat(self, peer: PeerId) -> Seat | None:
         """The peer's seat, if it holds one."""
@@ -62,6 +77,28 @@ class Roster:
         """b now: the contract's, never more than these seats can carry."""
         n = len(self.seats)
         return min(self.byzantine_max, byzantine_limit(n, validators_max(n, self.audits_per_round)))
+
+    @property
+    def faulty_left(self) -> int:
+        """Faulty members that may still be among the seats: every ban takes one away, every newcomer may be one."""
+        return max(0, min(self.byzantine_max, self.byzantine_max - self.convicted + self.newcomers))
+
+    @cached_property
+    def spare(self) -> int:
+        """How many seats may be freed: those that remain outvote what may be faulty among them, validators aside."""
+        n = len(self.seats)
+        freed = 0
+        while n - freed > 1 and self._carries(n - freed - 1):
+            freed += 1
+        return freed
+
+    def _carries(self, members: int) -> bool:
+        return byzantine_limit(members, validators_max(members, self.audits_per_round)) >= self.faulty_left
+
+    def overdue(self, round: int) -> tuple[PeerId, ...]:
+        """Absent members that could have returned long ago, the longest absent first."""
+        gone = (seat for seat in self.seats if seat.absent and round >= seat.returns_at + ABSENT_ROUNDS_MAX)
+        return tuple(seat.peer for seat in sorted(gone, key=lambda seat: (seat.returns_at, seat.peer)))
 
     @cached_property
     def quorum(self) -> int:
@@ -91,30 +128,38 @@ class Roster:
         absences: Iterable[PeerId],
         bans: Iterable[PeerId],
         departures: Iterable[PeerId],
-        admissions: dict[PeerId, bytes],
+        admissions: Mapping[PeerId, Anchor],
         barred: Collection[PeerId] = (),
     ) -> Roster:
-        """The roster that holds from `round` + 1 on. A returning member keeps its chain, a new one brings its end."""
-        absent, gone = set(absences), set(bans) | set(departures)
-        seats = []
+        """The roster that holds from `round` + 1 on. Who returns or is new publishes where its chain stands."""
+        absent, banned, freed = set(absences), set(bans), set(departures)
+        former, seats = dict(self.former), []
         for seat in self.seats:
-            if seat.peer in gone:
-                continue
             if seat.peer in links:
                 seat = replace(seat, link=links[seat.peer], link_round=round)
             if seat.peer in absent and not seat.absent:
                 strikes = min(seat.strikes + 1, STRIKES_MAX)
                 seat = replace(seat, absent=True, strikes=strikes, returns_at=round + 2**strikes)
             elif seat.peer in admissions and seat.absent:
-                seat = replace(seat, absent=False, present_since=round + 1)
+                link, link_round = admissions[seat.peer]
+                seat = replace(seat, absent=False, present_since=round + 1, link=link, link_round=link_round)
             if seat.peer in barred:
                 seat = replace(seat, barred=True)
-            seats.append(seat)
-        held = {seat.peer for seat in seats}
-        banned = self.banned | set(bans)
-        seats += [
-            Seat(peer, end, -1, present_since=round + 1)
-            for peer, end in admissions.items()
-            if peer not in held and peer not in banned
-        ]
-        return replace(self, seats=tuple(sorted(seats, key=lambda seat: seat.peer)), banned=banned)
+            if seat.peer in freed:
+                strikes = min(seat.strikes + (not seat.absent), STRIKES_MAX)
+                former[seat.peer] = Former(strikes, round + 2**strikes, round)
+            if seat.peer not in freed | banned:
+                seats.append(seat)
+        fresh = admissions.keys() - set(self.members) - self.banned - banned
+        for peer in fresh:
+            link, link_round = admissions[peer]
+            past = former.pop(peer, None)
+            seats.append(Seat(peer, link, link_round, strikes=past.strikes if past else 0, present_since=round + 1))
+        return replace(
+            self,
+            seats=tuple(sorted(seats, key=lambda seat: seat.peer)),
+            banned=self.banned | banned,
+            former={peer: past for peer, past in former.items() if peer not in banned},
+            convicted=self.convicted + len(banned & set(self.members)),
+            newcomers=self.newcomers + len(fresh),
+        )

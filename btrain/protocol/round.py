@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+import msgspec
 from torch import Tensor
 
 from btrain.protocol.agreement_messages import VOID, Final, Items
@@ -40,6 +41,7 @@ from btrain.protocol.messages import (
     Reveal,
     Statement,
     Table,
+    Trial,
 )
 from btrain.protocol.packets import HandOn
 from btrain.protocol.randomness import batch_seed
@@ -84,17 +86,22 @@ class Round(Deciding):
         """Open the first decision and begin to compute, or send again what was committed before a restart."""
         self._open(CONTRIBUTORS, now)
         if self.me not in self.roles.present:
+            if self.me in self.state.probation.peers and self.roles.layout.parts:
+                self.desk.emit(Compute(self.round, self._seed))
             return
         earlier = self.desk.signed_before(self._commit_statement([]))
         if earlier is not None:
             self._send_commit(earlier, now)
         elif self.me in self.roles.workers:
-            seed = batch_seed(self.state.run, self.state.seed_randomness, self.me, self.round)
-            self.desk.emit(Compute(self.round, seed))
+            self.desk.emit(Compute(self.round, self._seed))
         else:
             self._commit([], now)
         self.set_timer("complaints", self._complaints_from_us)
         self.set_timer("unheard", self.started_us + self.clock.compute_us + self.clock.delta_us)
+
+    @property
+    def _seed(self) -> bytes:
+        return batch_seed(self.state.run, self.state.seed_randomness, self.me, self.round)
 
     def computed(self, gradient: Tensor | None, seconds: float, now: int) -> None:
         """This peer's gradient, float32 [d]; None if it could not be computed."""
@@ -106,20 +113,8 @@ class Round(Deciding):
         self.desk.emit(Work(f"round:{self.round}:encode", lambda: encode_gradient(gradient, layout)))
 
     def _commit_statement(self, parts: list[bytes]) -> Statement:
-        side = self.side_items()
         leaves = tuple(digest(part) for part in parts)
-        body = Commit(
-            leaves,
-            side.charges,
-            side.verdicts,
-            side.admissions,
-            side.departures,
-            side.state,
-            self.compute_ms,
-            side.transfer_ms,
-            side.close,
-            side.reproaches,
-        )
+        body = msgspec.structs.replace(self.side_items(), leaves=leaves, compute_ms=self.compute_ms)
         return self.desk.statement(body, prev=self.state.head, round=self.round)
 
     def _commit(self, parts: list[bytes] | None, now: int) -> None:
@@ -128,7 +123,17 @@ class Round(Deciding):
         parts = self.behaviour.parts(parts or [], self)
         for part in parts:
             self.exchange.keep(digest(part), part)
+        if self.me not in self.roles.present:
+            self._hand_in(parts)
+            return
         self._send_commit(self.desk.sign(self._commit_statement(parts)), now)
+
+    def _hand_in(self, parts: list[bytes]) -> None:
+        """On probation: what is computed counts in no sum; it is listed by the members and audited."""
+        if parts:
+            trial = Trial(tuple(digest(part) for part in parts))
+            message = self.desk.sign(self.desk.statement(trial, prev=self.state.head, round=self.round))
+            self.behaviour.broadcast(self.desk, message, self)
 
     def _send_commit(self, message: Message, now: int) -> None:
         self._committed_us = now
@@ -418,7 +423,7 @@ class Round(Deciding):
     def _publish(self, part: int, attempt: int, ctx: bytes, reduced: ReducedPart, now: int) -> None:
         reduced = self.behaviour.reduced(reduced, part, self)
         hash, without = (
-            self.exchange.publish(reduced, self.roster.members),
+            self.exchange.publish(reduced, (*self.roster.members, *self.state.probation.peers)),
             self.exchange.without.get((ctx, part, attempt), ()),
         )
         body = Result(part, hash, reduced.coefficients, without)
@@ -583,6 +588,11 @@ class Round(Deciding):
             message = self.desk.sign(self.desk.statement(link, prev=self.state.head, round=self.round))
             self.behaviour.broadcast(self.desk, message, self)
             self.statements.links[self.me] = message
+
+    @property
+    def opened_link(self) -> bool:
+        """Whether this member has opened its link: r of this round is not secret any more."""
+        return self.engines[BLOCK] is not None or self.me in self.statements.links
 
     @property
     def expected_links(self) -> set[PeerId]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from btrain.protocol.desk import Desk
 from btrain.protocol.encoding import PeerId
-from btrain.protocol.errors import InconsistentMessage, StaleMessage
+from btrain.protocol.errors import StaleMessage
+from btrain.protocol.invitations import inviters
 from btrain.protocol.ledger import LedgerState
+from btrain.protocol.membership import admissible
 from btrain.protocol.messages import LISTED_MAX, Admission, Join, Message
 from btrain.protocol.packets import Refusal
+from btrain.protocol.probation import lot
+from btrain.protocol.randomness import HashChain
 
 ASKED_ROUNDS = 4  # how long a request for a seat, or to leave, is listed after it was heard
 JOIN_ROUNDS = 64  # how far a newcomer may be behind or ahead when it asks
-CANDIDATES_MAX = 4 * LISTED_MAX
+REQUESTS_MAX = 4 * LISTED_MAX
+NEWCOMERS_LISTED_MAX = 4  # of an open run: those that the lot favours
+HANDED_ON_MAX = 4  # requests in a round that are shown to the other members
+PROBE_TOLERANCE = 1e-3  # relative difference of the norms of one probe gradient between honest machines
 
 
 @dataclass(frozen=True)
@@ -26,10 +34,22 @@ class Membership:
     chain_salt: bytes  # private, random, kept with the run: a chain is used in one run only
     addresses: tuple[str, ...] = ()
     probe_ms: int = 0
+    invitations: tuple[bytes, ...] = ()
 
-    def join(self, chain_end: bytes) -> Join:
+    def join(self, chain_end: bytes, anchored: int = 0, *, ready: bool = False) -> Join:
         """The request for a seat with this hash chain."""
-        return Join(self.contract, chain_end, self.x0, self.probe_norm, self.addresses, self.probe_ms)
+        own = (self.contract, chain_end, self.x0, self.probe_norm, self.addresses, self.probe_ms)
+        return Join(*own, anchored, ready, self.invitations)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Somebody wants a seat, or its own back. `until` is the last round in which that is listed."""
+
+    admission: Admission
+    since: int
+    until: int
+    ready: bool
 
 
 @dataclass
@@ -39,60 +59,122 @@ class Seats:
     desk: Desk
     membership: Membership
     addresses: dict[PeerId, tuple[str, ...]] = field(default_factory=dict)
-    _admissions: dict[PeerId, tuple[Admission, int]] = field(default_factory=dict)  # and the last round to list it
-    _departures: dict[PeerId, int] = field(default_factory=dict)
+    _requests: dict[PeerId, Request] = field(default_factory=dict)
+    _departures: dict[PeerId, int] = field(default_factory=dict)  # and the last round to list it
+    _handed_on: int = 0  # in this round
+    _lots: dict[PeerId, bytes] = field(default_factory=dict)  # of those in a full table, by this r
+    _lots_of: bytes = b""
 
-    def candidates(self, round: int) -> frozenset[PeerId]:
-        """Peers that have asked for a seat lately."""
-        return frozenset(peer for peer, (_, until) in self._admissions.items() if until >= round)
+    def candidates(self, state: LedgerState) -> frozenset[PeerId]:
+        """Peers without a seat that are let in: on probation, or admitted by a list or invitations and asking lately.
 
-    def admissions(self, round: int) -> tuple[Admission, ...]:
-        """Requests to list in the Commit of `round`."""
-        return tuple(a for a, until in self._admissions.values() if until >= round)[:LISTED_MAX]
+        Of an open run's strangers nobody is, however many ask.
+        """
+        asking = () if state.charter.admission == "open" else self._requests.items()
+        return frozenset((*state.probation.peers, *(peer for peer, r in asking if r.until >= state.round)))
+
+    def admissions(self, state: LedgerState) -> tuple[Admission, ...]:
+        """Requests to list in the Commit of the open round."""
+        round, seats = state.round, state.roster
+        live = [r for r in self._requests.values() if r.until >= round and admissible(r.admission, state)]
+        direct = [r.admission for r in live if r.ready and (seats.seat(r.admission.peer) or not self._by_lot(state))]
+        return (*self._newcomers(live, state), *direct)[:LISTED_MAX]
+
+    def _by_lot(self, state: LedgerState) -> bool:
+        return state.charter.admission == "open"
+
+    def _newcomers(self, live: list[Request], state: LedgerState) -> list[Admission]:
+        """Those for whom there may be a place: drawn by r[t-1] among who asked before it was known."""
+        if not self._by_lot(state) or not state.probation.places_left(len(state.roster.seats)):
+            return []
+        asked = [r.admission for r in live if r.since < state.round and not state.answers(r.admission.peer)]
+        asked.sort(key=lambda admission: lot(state.randomness[1], admission.peer))
+        return asked[:NEWCOMERS_LISTED_MAX]
 
     def departures(self, round: int) -> tuple[PeerId, ...]:
         """Farewells to list in the Commit of `round`."""
         return tuple(peer for peer, until in sorted(self._departures.items()) if until >= round)[:LISTED_MAX]
 
-    def ask(self, state: LedgerState, chain_end: bytes) -> None:
-        """Ask for a seat, or for the own back, when the ledger lets this peer have one."""
-        me, seat = self.desk.me, state.roster.seat(self.desk.me)
-        if me in state.roster.banned or (seat is not None and not (seat.absent and state.round + 1 >= seat.returns_at)):
+    def ask(self, state: LedgerState, chain: HashChain, ready: bool) -> None:
+        """Ask for a seat, or for the own back, when the ledger lets this peer have one. `ready`: x of it is here."""
+        me, round = self.desk.me, state.round
+        link, at = chain.anchor(round)
+        admission = Admission(me, link, at + 1)
+        listed = state.charter.admits(me)  # who is not asks all the same, to be told so
+        if me in state.probation.peers or (listed and not admissible(admission, state)):
             return
-        body = self.membership.join(chain_end)
-        self.desk.broadcast(self.desk.sign(self.desk.statement(body, prev=state.head, round=state.round)))
-        self._admissions[me] = (Admission(me, chain_end), state.round + ASKED_ROUNDS)
+        body = self.membership.join(link, at + 1, ready=ready)
+        statement = self.desk.statement(body, prev=state.head, round=round, index=int(ready))
+        self.desk.broadcast(self.desk.sign(statement))
+        self._requests[me] = Request(admission, round, round + ASKED_ROUNDS, ready)
 
     def asked(self, message: Message, body: Join, sender: PeerId, state: LedgerState) -> None:
         """A request for a seat has come.
 
         Raises:
             StaleMessage: an old one, sent again.
-            InconsistentMessage: too many at a time.
         """
-        peer, roster = message.sender, state.roster
-        if abs(message.statement.round - state.round) > JOIN_ROUNDS:
-            raise StaleMessage(f"join of round {message.statement.round} in round {state.round}")
-        seat = roster.seat(peer)
+        peer, roster, round = message.sender, state.roster, state.round
+        if abs(message.statement.round - round) > JOIN_ROUNDS:
+            raise StaleMessage(f"join of round {message.statement.round} in round {round}")
         refusal = self._refusal(body, peer, state)
         if refusal is not None:
             self.desk.send(Refusal(refusal), sender)
             return
-        if seat is not None and not seat.absent:
+        seat = roster.seat(peer)
+        if peer in state.probation.peers or (seat is not None and not seat.absent):
             return
-        if len(self._admissions) >= CANDIDATES_MAX and peer not in self._admissions:
-            raise InconsistentMessage("too many requests for seats at a time")
-        self._admissions[peer] = (Admission(peer, body.chain_end), state.round + ASKED_ROUNDS)
+        known = self._requests.get(peer)
+        if known is None and not self._make_room(peer, state):
+            return
+        fresh = known is None or known.until <= round + 1 or (body.ready and not known.ready)
+        admission = Admission(peer, body.chain_end, body.anchored)
+        since = round if known is None else known.since
+        self._requests[peer] = Request(admission, since, round + ASKED_ROUNDS, body.ready)
         if body.addresses:
             self.addresses[peer] = body.addresses
+        if fresh and self._handed_on < HANDED_ON_MAX:
+            self._handed_on += 1
+            self.desk.broadcast(message)
+
+    def _make_room(self, peer: PeerId, state: LedgerState) -> bool:
+        """Whether there is room for one more request: when many ask, the lot decides who stays in the table."""
+        if len(self._requests) < REQUESTS_MAX:
+            return True
+        randomness = state.randomness[1]
+        if self._lots_of != randomness:
+            self._lots_of, self._lots = randomness, {other: lot(randomness, other) for other in self._requests}
+        last = max(self._lots, key=self._lots.__getitem__)
+        drawn = lot(randomness, peer)
+        if drawn > self._lots[last]:
+            return False
+        self._lots[peer] = drawn
+        del self._lots[last]
+        self._requests.pop(last, None)
+        self.addresses.pop(last, None)
+        return True
 
     def _refusal(self, body: Join, peer: PeerId, state: LedgerState) -> str | None:
+        charter, own = state.charter, self.membership
         if peer in state.roster.banned:
             return "this identity was banned from the run"
-        if body.contract != self.membership.contract or body.x0 != self.membership.x0:
+        if body.contract != own.contract:
             return "another contract: compare run.yaml, data and versions"
-        if state.roster.seat(peer) is None and not state.charter.admits(peer):
+        if body.x0 != own.x0:
+            return "the model starts from other parameters: another version of the model's code or of torch?"
+        if not math.isclose(body.probe_norm, own.probe_norm, rel_tol=PROBE_TOLERANCE):
+            return "a gradient of the same samples differs: another version of the data, the model or the task?"
+        if state.roster.seat(peer) is not None:
+            return None
+        if not charter.admits(peer):
             return "the run admits only the peers on its list"
+        if charter.admission == "invite":
+            found = len(inviters(body.invitations, peer, state))
+            if found < charter.invitations:
+                return (
+                    f"the run admits whom {charter.invitations} of its members have invited, and {found} invitations "
+                    "hold now: each is for one peer, one run, a span of rounds and one seat"
+                )
         return None
 
     def leaves(self, peer: PeerId, round: int) -> None:
@@ -102,13 +184,15 @@ class Seats:
     def forget(self, state: LedgerState) -> None:
         """Drop what is over: requests that were granted or have grown old, addresses of nobody."""
         roster, round = state.roster, state.round
-        seats = {peer: roster.seat(peer) for peer in self._admissions}
-        self._admissions = {
-            peer: (admission, until)
-            for peer, (admission, until) in self._admissions.items()
-            if until >= round and ((seat := seats[peer]) is None or seat.absent) and peer not in roster.banned
+        self._handed_on = 0
+        self._requests = {
+            peer: request
+            for peer, request in self._requests.items()
+            if request.until >= round and peer not in roster.banned and not self._granted(peer, state)
         }
         self._departures = {p: until for p, until in self._departures.items() if until >= round and roster.seat(p)}
-        self.addresses = {
-            p: known for p, known in self.addresses.items() if p in self._admissions or roster.seat(p) is not None
-        }
+        self.addresses = {p: known for p, known in self.addresses.items() if p in self._requests or state.answers(p)}
+
+    def _granted(self, peer: PeerId, state: LedgerState) -> bool:
+        seat = state.roster.seat(peer)
+        return peer in state.probation.peers or (seat is not None and not seat.absent)

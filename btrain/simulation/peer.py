@@ -349,7 +349,7 @@ class SimulatedPeer:
     # --- packets ---
 
     def _send(self, packet: bytes, to: PeerId | None, delay_us: int) -> None:
-        receivers = (to,) if to is not None else self._audience
+        receivers = (to,) if to is not None else self._listeners()
 
         def go(now: int) -> list[Effect]:
             payload, size = ("control", packet), len(packet) + ENVELOPE_BYTES
@@ -362,6 +362,10 @@ class SimulatedPeer:
             self._after(delay_us, go)
         else:
             go(self.now)
+
+    def _listeners(self) -> list[PeerId]:
+        state = self.member.state
+        return [p for p in self._audience if state.roster.seat(p) is not None or p in self.member.candidates]
 
     def _transmit(self, to: PeerId, payload: tuple[object, ...]) -> None:
         size = sum(len(part) for part in payload if isinstance(part, bytes)) + ENVELOPE_BYTES

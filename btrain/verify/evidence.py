@@ -18,7 +18,7 @@ from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.evidence import Evidence, Finding, open_evidence, verify_evidence
 from btrain.protocol.ledger import Genesis, LedgerState, open_genesis
-from btrain.protocol.messages import Commit, Message, Verifier
+from btrain.protocol.messages import Commit, Judgement, Message, Trial, Verifier
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.reduction import encode_gradient, open_part
 from btrain.protocol.roles import PartLayout
@@ -90,7 +90,8 @@ def _attested(path: Path, evidence: Evidence, genesis: Genesis, config: RunConfi
     """The committed gradient, and the Commits in which members voted on it."""
     verifier = Verifier()
     messages = [verifier.open(data, genesis.run) for data in evidence.envelopes]
-    if not messages or not isinstance(messages[0].body, Commit) or messages[0].statement.round != evidence.round:
+    judges = bool(messages) and isinstance(messages[0].body, Commit | Trial)
+    if not judges or messages[0].statement.round != evidence.round:
         raise InvalidRecord(f"{path}: does not begin with the Commit of round {evidence.round} that was judged")
     judged = messages[0]
     voters = _voters(evidence, judged, messages[1:])
@@ -114,6 +115,9 @@ def _attested(path: Path, evidence: Evidence, genesis: Genesis, config: RunConfi
 def _voters(evidence: Evidence, judged: Message, listing: list[Message]) -> frozenset[PeerId]:
     """Who voted for the ban: guilty of the gradient, whoever accused; innocent of anything that the accuser accused."""
     question = judged.sender, evidence.round
+    if isinstance(judged.body, Trial):
+        guilty = Judgement(*question, GUILTY)
+        return frozenset(m.sender for m in listing if isinstance(m.body, Commit) and guilty in m.body.judgements)
     found, is_judged = set(), False
     for message in listing:
         for verdict in message.body.verdicts if isinstance(message.body, Commit) else ():
@@ -128,7 +132,7 @@ def _voters(evidence: Evidence, judged: Message, listing: list[Message]) -> froz
 
 def _check_blobs(path: Path, evidence: Evidence, genesis: Genesis, judged: Message) -> None:
     """Every blob is a committed part or the parameters."""
-    assert isinstance(judged.body, Commit)
+    assert isinstance(judged.body, Commit | Trial)
     for blob in evidence.blobs:
         if digest(blob) not in judged.body.leaves and len(blob) not in {0, 4 * genesis.numel}:
             raise InvalidRecord(f"{path}: holds bytes that are neither a committed part nor the parameters")
@@ -174,7 +178,7 @@ def _excess(
     """How far the committed gradient lies off; 0 for equal encodings, None where the committed bytes are missing."""
     from btrain.training import build_training
 
-    assert isinstance(judged.body, Commit)
+    assert isinstance(judged.body, Commit | Trial)
     leaves = judged.body.leaves
     local = config.local.model_copy(update={"device": "cpu"})
     gradient = build_training(config.model_copy(update={"local": local})).oracle.gradient(x, seed)

@@ -116,7 +116,7 @@ def test_an_unknown_template_names_the_nearest() -> None:
         ("rounds: 400", "rounds: -1", "run.yaml:13: rounds: expected at least 1, got -1"),
         ("seed: 0", "local_steps: 50", "run.yaml:14: local_steps: several local steps a round are not supported yet"),
         ("precision: fp32", "precision: fp8", "run.yaml:15: precision: expected fp32 or bf16, got 'fp8'"),
-        ("admission: open", "admission: invite", "run.yaml:21: group.admission: invite is not supported yet"),
+
         ("admission: open", "admission: allowlist", "run.yaml:21: group.admission: allowlist needs the peer ids"),
         ("byzantine_max: 1", "byzantine_max: 2", "run.yaml:22: group.byzantine_max: expected at most 1 for 3 members"),
         ("byzantine_max: 1", "byzantine_max: one", "run.yaml:22: group.byzantine_max: expected a whole number, got '"),

@@ -41,6 +41,7 @@ class Run:
             "message_us": DELTA_US,
             "compute_us": DELTA_US,
             "transfer_us": DELTA_US,
+            "probation_rounds": 4,
         }
         return Charter(**{**fields, **changes})  # type: ignore[arg-type]
 

@@ -94,7 +94,7 @@ def test_halves_without_a_quorum_stand_still_and_go_on_together(run: Run) -> Non
 
 
 def test_a_newcomer_follows_gets_a_seat_and_works(run: Run) -> None:
-    world = run.world(4, 26, seed=2)
+    world = run.world(4, 34, seed=2)
     key = SigningKey.from_seed(bytes([7]) * 32)
     world.add_newcomer(key, SECOND)
     run.to_the_end(world)

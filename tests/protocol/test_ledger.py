@@ -129,8 +129,8 @@ def test_one_member_votes_once(run: Run) -> None:
 
 
 def test_seats_are_given_and_given_up_by_a_quorum(run: Run) -> None:
-    state = start(run)
     newcomer = Admission(sha256(b"new"), ZERO)
+    state = start(run, admission="allowlist", allowed=frozenset({newcomer.peer}))
     two = {**EVERYBODY, 0: {"admissions": (newcomer,)}, 1: {"admissions": (newcomer,)}}
     assert decided(state, two).admissions == ()
     three = {**two, 2: {"admissions": (newcomer,), "departures": (PEERS[4],)}, 3: {"departures": (PEERS[4],)},
@@ -142,8 +142,11 @@ def test_seats_are_given_and_given_up_by_a_quorum(run: Run) -> None:
 
 def test_seats_are_not_given_up_below_the_bound(run: Run) -> None:
     leaving = {i: {"departures": tuple(PEERS[1:])} for i in range(5)}
-    block = decided(start(run), leaving)
-    assert len(block.departures) == 5 - (2 * 1 + 1)
+    state = start(run)
+    block = decided(state, leaving)
+    after = state.advance(block).roster
+    assert after.members == (PEERS[0], *PEERS[3:])  # 2 b + 1 remain
+    assert block.absences == tuple(PEERS[3:]) and after.present == (PEERS[0],)  # who leaves is not waited for
 
 
 def test_an_allowlist_admits_only_its_own(run: Run) -> None:

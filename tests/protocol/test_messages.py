@@ -214,7 +214,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         return record_of(hint)
     simple: dict[Any, st.SearchStrategy[Any]] = {
         bytes: st.binary(max_size=64), str: st.text(max_size=20), int: st.integers(0, 2**20),
-        float: st.floats(allow_nan=False),
+        float: st.floats(allow_nan=False), bool: st.booleans(),
     }  # fmt: skip
     return simple[hint]
 

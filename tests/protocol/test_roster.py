@@ -41,14 +41,14 @@ def test_strikes_double_the_wait() -> None:
         assert seat is not None
         assert seat.returns_at == 5 + 2 ** min(strikes, STRIKES_MAX)
         assert after(seats, absences=[PEERS[2]]).seat(PEERS[2]) == seat  # absent already: no further strike
-        seats = after(seats, admissions={PEERS[2]: bytes(32)})
+        seats = after(seats, admissions={PEERS[2]: (bytes(32), -1)})
         assert PEERS[2] in seats.present
 
 
 def test_a_ban_is_for_ever_and_a_departure_is_not() -> None:
     seats = after(roster(5, 1), bans=[PEERS[0]], departures=[PEERS[1]])
     assert seats.members == tuple(PEERS[2:5])
-    again = after(seats, admissions={PEERS[0]: bytes(32), PEERS[1]: bytes(32)})
+    again = after(seats, admissions={PEERS[0]: (bytes(32), -1), PEERS[1]: (bytes(32), -1)})
     assert again.members == tuple(PEERS[1:5])
     assert again.seat(PEERS[1]).present_since == 6  # type: ignore[union-attr]
 
@@ -91,7 +91,7 @@ def test_roles_share_the_work_out(count: int, round: int, numel: int, seed: byte
 
 def test_who_was_not_there_validates_nothing() -> None:
     seats = after(roster(5, 1), 4, absences=[PEERS[0]])
-    seats = after(seats, 8, admissions={PEERS[0]: bytes(32)})
+    seats = after(seats, 8, admissions={PEERS[0]: (bytes(32), -1)})
     drawn = {v for i in range(60) for v in draw_roles(seats, sha256(bytes([i])), 9, 5000).validators}
     assert drawn == set(PEERS[1:5])
 
