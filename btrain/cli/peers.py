@@ -11,13 +11,13 @@ from btrain.cli.options import ConfigFile, Settings, overrides
 from btrain.cli.output import AsJson, output
 from btrain.config import RunConfig, contract_difference, load
 from btrain.errors import ConfigError, ContractError
-from btrain.identity import read_key
+from btrain.identity import peer_id_bytes, read_key
 from btrain.storage.run_directory import run_was_founded
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (peer, status):
+    for command in (peer, invite, status):
         app.command()(command)
 
 
@@ -81,6 +81,28 @@ def _check_directory(config: RunConfig) -> None:
         raise ContractError(
             f"{run_dir}: belongs to a run under another contract: {difference}; name another --run-dir for a new run"
         )
+
+
+def invite(
+    peer_id: Annotated[str, typer.Argument(metavar="PEER_ID", help="Whom to invite; the guest runs `btrain id`.")],
+    run_dir: Annotated[Path, typer.Option(help="This member's run directory.")],
+    identity: Annotated[Path | None, typer.Option(help="Key file; default: identity.key in the run directory.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="For how many rounds the invitation holds.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Write an invitation to a run that admits by `invite`: for one peer and one seat. The guest sets
+    local.invitations."""
+    with output(as_json) as out:
+        from btrain.protocol.invitations import invitation_text
+        from btrain.protocol.invitations import invite as sign_invitation
+        from btrain.storage.run_directory import list_run
+        from btrain.verify.reading import Record
+
+        guest = peer_id_bytes(peer_id)
+        record, since = Record.open(run_dir), list_run(run_dir).blocks
+        key = read_key(identity or run_dir / "identity.key")
+        text = invitation_text(sign_invitation(key, record.genesis.run, guest, since, since + rounds))
+        out.document({"invitation": text, "peer_id": peer_id, "since": since, "until": since + rounds}, text)
 
 
 def status(

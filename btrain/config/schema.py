@@ -294,6 +294,8 @@ class Local(Section):
     listen: ListenAddress = "/ip4/0.0.0.0/tcp/0"
     announce: Annotated[tuple[ListenAddress, ...], BeforeValidator(_one_or_more), Field(max_length=64)] = ()
     join: Annotated[tuple[PeerAddress, ...], BeforeValidator(_one_or_more), Field(max_length=64)] = ()
+    invitations: Annotated[tuple[str, ...], BeforeValidator(_one_or_more), Field(max_length=32)] = ()
+    """What members wrote with `btrain invite`, for a run that admits by `invite`."""
     identity: LocalPath | None = None
     device: Device = "auto"
     run_dir: LocalPath = Path("runs/run")

@@ -31,7 +31,8 @@ from btrain.peer.timers import Timers
 from btrain.peer.whereabouts import Whereabouts
 from btrain.protocol.effects import AppendBlock, Apply, Effect, Halt
 from btrain.protocol.encoding import PeerId, sha256
-from btrain.protocol.errors import RemoteProtocolError
+from btrain.protocol.errors import InvalidInvitation, RemoteProtocolError
+from btrain.protocol.invitations import invitation_bytes
 from btrain.protocol.ledger import Genesis, LedgerState, open_block
 from btrain.protocol.member import Member, Membership
 from btrain.protocol.packets import Offer, Refusal, Where, decode_packet, encode_packet
@@ -125,8 +126,15 @@ class Shell:
         addresses = tuple(self._network.addresses[:ADDRESSES_MAX])
         return Membership(
             setting.config.contract_hash(), setting.x0, setting.probe_norm, self.beginning.salt, addresses,
-            setting.probe_ms,
+            setting.probe_ms, self._invitations(),
         )  # fmt: skip
+
+    def _invitations(self) -> tuple[bytes, ...]:
+        config = self.setting.config
+        try:
+            return tuple(invitation_bytes(text) for text in config.local.invitations)
+        except InvalidInvitation as error:
+            raise config.error("local.invitations", str(error)) from None
 
     def _begin(self) -> None:
         if self._leave_asked:  # before there was a thread to ask
