@@ -1,4 +1,4 @@
-"""When Commits come and from whom, and handing on to those who do not hear somebody what he says.
+"""From whom Commits come, and handing on to those who do not hear somebody what he says.
 
 A member that misses somebody's Commit while others have it asks three members to hand on to it, at once, all that they
 hear from him in this round. With the relays for parts that makes a broken link cost one message delay more.
@@ -26,25 +26,18 @@ def helpers_of(
 
 @dataclass
 class Hearing:
-    """The Commits of one round at one member: when each came, and which came from their signers."""
+    """The Commits of one round at one member: which came from their signers."""
 
-    commits_at_us: dict[PeerId, int] = field(default_factory=dict)
     first_hand: set[PeerId] = field(default_factory=set)
 
-    def heard(self, message: Message, deliverer: PeerId, now: int) -> None:
+    def heard(self, message: Message, deliverer: PeerId) -> None:
         """A statement has come, from its signer or handed on."""
-        if isinstance(message.body, Commit):
-            self.commits_at_us.setdefault(message.sender, now)
-            if deliverer == message.sender:
-                self.first_hand.add(deliverer)
+        if isinstance(message.body, Commit) and deliverer == message.sender:
+            self.first_hand.add(deliverer)
 
     def unheard(self, peers: Iterable[PeerId]) -> frozenset[PeerId]:
         """Those of the peers whose Commit did not come from themselves."""
         return frozenset(peers) - self.first_hand
-
-    def late(self, peers: Iterable[PeerId], deadline_us: int) -> set[PeerId]:
-        """Those whose Commit came later than that, or not at all."""
-        return {peer for peer in peers if self.commits_at_us.get(peer, deadline_us + 1) > deadline_us}
 
 
 @dataclass

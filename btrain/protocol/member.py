@@ -387,7 +387,7 @@ class Member:
     def _to_round(self, message: Message, sender: PeerId, now: int) -> None:
         target = self._round_of(message.statement.round)
         if target is not None and message.statement.prev == target.state.head:
-            target.hearing.heard(message, sender, now)
+            target.hearing.heard(message, sender)
             target.receive(message, now)
             if sender == message.sender and target.round in self._listeners:
                 for listener in self._listeners[target.round].of(sender):

@@ -279,17 +279,14 @@ class Round(Deciding):
         return self.hearing.unheard(self.expected_links - {self.me})
 
     def reproaches(self) -> tuple[PeerId, ...]:
-        """Whom this member saw failing: late, with a part that never came, or with a result that others had to give.
+        """Whom this member saw failing: its part never came.
 
         Of more than b it is the one that was cut off. After a restart it cannot tell.
         """
         contribution, block = self.contribution, self.block
         if contribution is None or block is None or not contribution.commits or self.trusted_from_us > self.started_us:
             return ()
-        failed = self.hearing.late(self.roles.present, self._complaints_from_us)
-        complained = {message.sender for message in self.statements.missing}
-        failed |= {self.roles.owners[entry.part] for entry in block.results if entry.attempt > 0} - complained
-        failed |= {worker for worker in self._lacking() if worker in self._overdue}
+        failed = {worker for worker in self._lacking() if worker in self._overdue}
         for (ctx, _, _), without in self.exchange.without.items():
             if ctx == contribution.ctx and len(without) == 2:
                 failed |= set(without)

@@ -95,13 +95,6 @@ def lost_seats(run: Run, world: World, faults: Faults | None = None) -> dict[int
     return lost
 
 
-def test_who_commits_at_the_edge_of_the_deadline_is_struck_by_those_who_waited(run: Run) -> None:
-    world = attacked(run, 5, 10, "edge_late:late=0.5", (2,))
-    lost = lost_seats(run, world)[2]
-    assert lost[0] <= 3  # reproached in the Commits of the round after the first
-    assert all(later - sooner >= 2**strike for strike, (sooner, later) in enumerate(pairwise(lost), 1))
-
-
 def test_who_withholds_from_all_is_struck(run: Run) -> None:
     assert lost_seats(run, attacked(run, 5, 8, "withhold_part", (1,)))[1][0] <= 3
 
