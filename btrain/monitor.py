@@ -124,6 +124,21 @@ class Board:
         row.status = "active"
         return [f"{row.name} has caught up"]
 
+    def _on_drift(self, source: str, row: Row, event: Event) -> list[str]:
+        return [f"{row.name} has drifted: its parameters differ from those certified in round {event['round']}"]
+
+    def _on_state_loaded(self, source: str, row: Row, event: Event) -> list[str]:
+        return [f"{row.name} has healed: it took the certified state over"] if event.get("healed") else []
+
+    def _on_fork(self, source: str, row: Row, event: Event) -> list[str]:
+        guilty = ", ".join(self.name(peer) for peer in event["guilty"])
+        return [
+            f"{row.name} sees two certified chains from round {event['round']} on; signed both: {guilty or 'unknown'}"
+        ]
+
+    def _on_rolled_back(self, source: str, row: Row, event: Event) -> list[str]:
+        return [f"{row.name} returns to the block before round {event['round']}: another chain stands"]
+
     def _on_stalled(self, source: str, row: Row, event: Event) -> list[str]:
         return [f"{row.name} waits: {event.get('reason', 'nothing can be certified')}"]
 

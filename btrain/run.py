@@ -31,11 +31,13 @@ from btrain.identity import KeyFile, peer_id_bytes
 from btrain.peer.learning import ComputeHere, Learning, LoadHere, Stop
 from btrain.peer.options import PeerOptions
 from btrain.peer.store import Store
+from btrain.progress import StatusFile
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.effects import Apply
 from btrain.protocol.encoding import digest, sha256
 from btrain.storage.durable import StorageError
 from btrain.storage.run_directory import RunDirectory
+from btrain.storage.streams import read_json_lines
 from btrain.training import (
     Evaluation,
     Evaluator,
@@ -120,6 +122,7 @@ class Run:
         self._evaluations = ThreadPoolExecutor(1, "btrain-evaluation")
         self._evaluating: Future[Evaluation | None] | None = None
         self._directory: RunDirectory | None = None
+        self._status: StatusFile | None = None
         self._shell: Any = None
         self._leave_asked = False
         self._thread: threading.Thread | None = None
@@ -184,6 +187,7 @@ class Run:
             RunDirectory.open(run_dir, contract=config.contract_hash(), identity=key_file.key.public_key)
         )
         self._directory.save_config(config.to_yaml())
+        self._status = StatusFile(self._directory, read_json_lines(self._directory.events.path))
         learning = Learning(trainer, self.oracle, behaviour)
         if self.oracle is None:
             self._warn(
@@ -430,6 +434,8 @@ class Run:
         try:
             if directory is not None:
                 directory.events.write(event)
+                if self._status is not None:
+                    self._status.take(event)
                 if event["event"] == "block":
                     directory.metrics.write({key: event[key] for key in _METRICS} | {"round": event["round"]})
         except StorageError as error:
@@ -441,7 +447,7 @@ class Run:
                 logger.exception("the listener failed on %s", event["event"])
 
 
-_METRICS = ("step", "void", "contributors", "clipped_share", "seconds")
+_METRICS = ("step", "void", "contributors", "clipped_share", "losses_left", "heals", "seconds")
 
 
 def _behaviour(options: PeerOptions, seed: int) -> Behaviour:

@@ -9,8 +9,9 @@ from typing import Any
 
 from btrain.errors import ConfigError
 from btrain.identity import short_id
+from btrain.progress import Progress
 from btrain.storage.run_directory import list_run
-from btrain.storage.streams import read_json_lines
+from btrain.storage.streams import read_json_lines, read_status
 
 SILENT_S = 30.0
 
@@ -37,55 +38,42 @@ def _is_peer(path: Path) -> bool:
 
 
 def _peer(path: Path) -> dict[str, Any]:
-    """One peer by its events: the last word on each matter counts."""
-    listing = list_run(path)
-    found: dict[str, Any] = {
+    """One peer: its status.json, or its events if it has written none."""
+    listing, snapshot = list_run(path), read_status(path / "status.json")
+    if snapshot is None:
+        snapshot = Progress.of(read_json_lines(path / "events.jsonl")).fields
+    last = snapshot["last_event"]
+    return {
         "path": str(path),
         "peer_id": None if listing.binding is None else listing.binding.identity,
         "blocks": listing.blocks,
         "evidence": listing.evidence,
         "checkpoints": listing.checkpoints,
-        "state": "starting",
-        "round": None, "role": None, "loss": None, "metric": None, "clipped_share": None, "losses_left": None,
-        "bans": [], "seconds_since_last_event": None,
-    }  # fmt: skip
-    for event in read_json_lines(path / "events.jsonl"):
-        _take(found, event)
-        found["seconds_since_last_event"] = round(time.time() - event["time"], 1)
-    return found
-
-
-def _take(found: dict[str, Any], event: Mapping[str, Any]) -> None:
-    match event["event"]:
-        case "started":
-            found["state"] = "started"
-        case "waiting":
-            found["state"] = "waiting" if event["have"] is None else f"waiting ({event['have']} of {event['need']})"
-        case "founded":
-            found["state"] = "training"
-        case "round":
-            found["round"], found["role"] = event["round"], event["role"]
-        case "block":
-            found["clipped_share"], found["losses_left"] = event["clipped_share"], event["losses_left"]
-        case "evaluated":
-            found["loss"], found["metric"] = event["loss"], event["metric"]
-        case "banned":
-            found["bans"].append({"peer_id": event["peer"], "banned_round": event["round"], "reason": event["deed"]})
-        case "finished":
-            found["state"] = "left" if event["reason"] == "left" else event["reason"]
+        **{key: value for key, value in snapshot.items() if key not in ("v", "time", "last_event")},
+        "seconds_since_last_event": None if last is None else round(time.time() - last, 1),
+    }
 
 
 def status_text(document: Mapping[str, Any]) -> str:
     """A status in words."""
-    lines = []
-    for peer in document["peers"]:
-        name = Path(peer["path"]).name
-        loss = "" if peer["loss"] is None else f", loss {peer['loss']:.4f}"
-        accuracy = "" if peer["metric"] is None else f", accuracy {peer['metric']:.4f}"
-        silent = peer["seconds_since_last_event"] or 0.0
-        quiet = f", silent for {silent:.0f} s" if silent > SILENT_S and peer["state"] == "training" else ""
-        where = "" if peer["round"] is None else f", round {peer['round']}"
-        lines.append(f"{name}: {peer['state']}{where}, {peer['blocks']} blocks{loss}{accuracy}{quiet}")
+    lines = [_line(peer) for peer in document["peers"]]
     bans = {ban["peer_id"]: ban for peer in document["peers"] for ban in peer["bans"]}
     lines += [f"banned in round {b['banned_round']}: {short_id(peer)} for {b['reason']}" for peer, b in bans.items()]
+    left = [peer["losses_left"] for peer in document["peers"] if peer["state"] == "training"]
+    if left and None not in left:
+        lines.append(f"the run can take {min(left)} more loss{'' if min(left) == 1 else 'es'}")
     return "\n".join(lines)
+
+
+def _line(peer: Mapping[str, Any]) -> str:
+    """One peer in words."""
+    where = "" if peer["round"] is None else f", round {peer['round']}"
+    loss = "" if peer["loss"] is None else f", loss {peer['loss']:.4f}"
+    accuracy = "" if peer["metric"] is None else f", accuracy {peer['metric']:.4f}"
+    drifted = f", drifted {peer['drifts']} times and healed {peer['heals']}" if peer["drifts"] else ""
+    forks = f", {peer['forks']} forks seen, {peer['rolled_back']} times rolled back" if peer["forks"] else ""
+    stalled = f", stalled: {peer['stalled']}" if peer["stalled"] else ""
+    silent = peer["seconds_since_last_event"] or 0.0
+    quiet = f", silent for {silent:.0f} s" if silent > SILENT_S and peer["state"] == "training" else ""
+    name = Path(peer["path"]).name
+    return f"{name}: {peer['state']}{where}, {peer['blocks']} blocks{loss}{accuracy}{drifted}{forks}{stalled}{quiet}"

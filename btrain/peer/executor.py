@@ -30,6 +30,7 @@ from btrain.protocol.effects import (
     Recompute,
     Send,
     SetTimer,
+    StartOver,
     Work,
 )  # fmt: skip
 from btrain.protocol.encoding import PeerId
@@ -141,6 +142,8 @@ class Executor:
                     self._learning.commands.put(ComputeHere(effect, member.round))
             case CompareStates(own, other, tolerance):
                 self._nursery.start_soon(self._compare, own, other, tolerance)
+            case StartOver():
+                self._nursery.start_soon(self._start_over)
             case LoadState(round, digest):
                 self._nursery.start_soon(self._load, round, digest)
             case Apply():
@@ -172,6 +175,10 @@ class Executor:
         job = partial(self._store.states_close, own, other, tolerance)
         close = await trio.to_thread.run_sync(job, limiter=self._audits)
         self._listener.enter(lambda member: member.compared(other, close, self._listener.now()))
+
+    async def _start_over(self) -> None:
+        state = await trio.to_thread.run_sync(self._store.initial, limiter=self._workers)
+        self._learning.commands.put(LoadHere(0, state))
 
     async def _load(self, round: int, digest: bytes) -> None:
         state = await trio.to_thread.run_sync(self._store.state, digest, limiter=self._workers)

@@ -54,6 +54,7 @@ def begin(setting: Setting) -> Beginning:
         StorageError, RemoteProtocolError: a file is damaged, or a certificate does not hold.
     """
     store, verifier = setting.store, Verifier()
+    store.keep_initial(setting.learning.trainer.state_bytes())
     salt = store.chain_salt(secrets.token_bytes(32))
     known = store.genesis(verifier)
     if known is None:

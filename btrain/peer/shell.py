@@ -13,7 +13,7 @@ from typing import Any
 import trio
 from torch import Tensor
 
-from btrain.errors import BtrainError
+from btrain.errors import BtrainError, VerificationError
 from btrain.identity import peer_id_bytes, peer_id_text
 from btrain.p2p import Limits, Network, open_network
 from btrain.p2p.addresses import parse_address
@@ -281,8 +281,7 @@ class Shell:
                 self._network.send_control(peer, encode_packet(self._where()))
             self._linger()
         else:
-            text = "this peer was banned from the run; the evidence stands in the ledger"
-            self._stop(Stop(halt.reason, BtrainError(text if halt.reason == "banned" else halt.reason)))
+            self._stop(Stop(halt.reason, _ERRORS.get(halt.reason, BtrainError(halt.reason))))
 
     def _where(self) -> Where:
         assert self.member is not None
@@ -396,7 +395,14 @@ class Shell:
         self.setting.on_event({"event": event, **fields})
 
 
-_PEER_FIELDS = {"peer", "absent", "admitted", "left"}
+_ERRORS: dict[str, BtrainError] = {
+    "banned": BtrainError("this peer was banned from the run; the evidence stands in the ledger"),
+    "two_chains": VerificationError(
+        "two certified chains of this run were shown to this peer, which held no seat where they part and cannot tell "
+        "which one is right: it follows neither. Start again, in a new --run-dir, when the members have settled on one"
+    ),
+}
+_PEER_FIELDS = {"peer", "absent", "admitted", "left", "guilty"}
 
 
 def _readable(key: str, value: Any) -> Any:

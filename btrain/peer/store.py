@@ -12,7 +12,7 @@ import msgspec
 
 from btrain.checkpoint import DamagedCheckpoint, checkpoint_paths, load_checkpoint, save_checkpoint
 from btrain.identity import peer_id_text
-from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, SaveEvidence
+from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, RollBack, SaveEvidence
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import (
     CertifiedState,
@@ -28,7 +28,7 @@ from btrain.protocol.messages import Verifier
 from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import assemble, cut
 from btrain.storage.blob_store import CorruptBlob
-from btrain.storage.durable import CorruptFile, replace_file
+from btrain.storage.durable import CorruptFile, replace_file, storage_error
 from btrain.storage.journal import JournalEntry
 from btrain.storage.run_directory import CHAIN_SALT, GENESIS, RunDirectory
 from btrain.storage.signed_log import SignedEnvelope
@@ -36,7 +36,10 @@ from btrain.training import states_close
 
 logger = logging.getLogger(__name__)
 
-DURABLE = (PersistSigned, Journal, PutBlob, AppendBlock, SaveEvidence)
+DURABLE = (PersistSigned, Journal, PutBlob, AppendBlock, RollBack, SaveEvidence)
+
+
+INITIAL = "initial.safetensors"
 
 
 class Founded(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -121,6 +124,20 @@ class Store:
             state = state.advance(block)
         return state
 
+    def keep_initial(self, state: bytes) -> None:
+        """Keep the state that the contract starts from, once: whoever gives a chain up early returns to it."""
+        path = self.directory.path / INITIAL
+        if not path.exists():
+            replace_file(path, state)
+
+    def initial(self) -> bytes:
+        """The state that the contract starts from. Raises StorageError."""
+        path = self.directory.path / INITIAL
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise storage_error(path, "be read", error) from error
+
     def certified_state(self, ledger: LedgerState) -> tuple[int, bytes] | None:
         """The newest state here that the ledger certifies: (round, state bytes); of custody or of a checkpoint."""
         oldest = min(self.directory.custody.rounds(), default=ledger.round)
@@ -167,8 +184,11 @@ class Store:
         directory.signed.put_many(signed)
         directory.journal.append_many(entries)
         self._journal += entries
-        for append in (e for e in effects if isinstance(e, AppendBlock)):
-            self._append(append)
+        for effect in effects:
+            if isinstance(effect, RollBack):
+                self._roll_back(effect.round)
+            elif isinstance(effect, AppendBlock):
+                self._append(effect)
         with self._lock:
             for blob in blobs:
                 self._pending.pop(blob.hash, None)
@@ -181,6 +201,11 @@ class Store:
         directory.journal.begin(append.round + 1, self._journal)
         directory.signed.prune(append.round - charter.custody_rounds)
         directory.custody.drop_before(append.keep_from)
+
+    def _roll_back(self, round: int) -> None:
+        self.directory.ledger.roll_back(round)
+        self._journal = []
+        self.directory.journal.begin(round)
 
     def _save(self, effect: SaveEvidence) -> dict[str, Any]:
         accused = effect.accused
@@ -248,7 +273,8 @@ class Store:
 
     def read(self, round: int) -> CertifiedBlock | None:
         """A block of the ledger with its certificate."""
-        if not 0 <= round < len(self.directory.ledger):
+        try:
+            stored = self.directory.ledger.read(round)
+        except IndexError:
             return None
-        stored = self.directory.ledger.read(round)
         return CertifiedBlock(stored.block, msgspec.msgpack.decode(stored.certificate, type=tuple[bytes, ...]))

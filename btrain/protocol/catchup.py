@@ -14,8 +14,8 @@ from torch import Tensor
 
 from btrain.kernels import dequantize_blockwise
 from btrain.protocol.desk import Desk
-from btrain.protocol.effects import Apply, FetchBlob, LoadState
-from btrain.protocol.encoding import PeerId
+from btrain.protocol.effects import Apply, FetchBlob, LoadState, StartOver
+from btrain.protocol.encoding import ZERO, PeerId
 from btrain.protocol.ledger import Block, CertifiedState, Charter, LedgerState
 from btrain.protocol.pieces import StateFetch
 from btrain.protocol.reduction import open_part
@@ -40,6 +40,8 @@ class Replay:
     _state: CertifiedState | None = field(default=None, init=False)  # to be taken over
     _fetch: StateFetch | None = field(default=None, init=False)
     _loading: CertifiedState | None = field(default=None, init=False)
+    undone: bool = field(default=False, init=False)  # the parameters here are of a chain that was given up
+    _load_undone: bool = field(default=False, init=False)  # and so is the state that is being taken over
 
     @property
     def loads(self) -> bool:
@@ -56,8 +58,28 @@ class Replay:
         if self._state is not None and self._fetch is not None and self._fetch.progress == "nowhere":
             self.take_over(state.state or self._state, state.round, sources)
             self._fetch.go(sources)
-        if self.x_round < state.round:
+        if self.undone:
+            self._return(state, sources)
+        elif self.x_round < state.round:
             self._follow(state, sources)
+
+    def undo(self, round: int) -> None:
+        """Blocks from `round` on do not stand any more: nothing of them may be built upon."""
+        self._wanted, self._replaying = {}, False
+        self.keep_own()
+        self._load_undone = self._loading is not None
+        self.undone = self.undone or self._load_undone or self.x_round + self.applying > round
+
+    def _return(self, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
+        """To the newest certified state of the chain that stands, else to the beginning."""
+        if state.state is not None:
+            self.take_over(state.state, state.round, sources)
+            if self.loads:
+                self._load()
+            return
+        self._loading = CertifiedState(0, ZERO)
+        self.applying += 1
+        self.desk.emit(StartOver())
 
     def _follow(self, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
         certified = state.state
@@ -139,6 +161,7 @@ class Replay:
         """The state that was asked for has been taken over."""
         loaded, self._loading = self._loading, None
         assert loaded is not None, "a state is loaded when it was asked for"
+        self.undone, self._load_undone = self._load_undone, False
         self.applied(loaded.round)
         return loaded
 

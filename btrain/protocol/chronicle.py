@@ -7,8 +7,10 @@ from typing import Protocol
 
 from btrain.protocol.allowance import Allowance
 from btrain.protocol.desk import Desk
-from btrain.protocol.effects import AppendBlock
-from btrain.protocol.encoding import PeerId, encode
+from btrain.protocol.effects import AppendBlock, RollBack
+from btrain.protocol.encoding import PeerId, digest, encode
+from btrain.protocol.errors import ForeignMessage, InconsistentMessage
+from btrain.protocol.forks import FORK_ROUNDS_MAX, Forks, Height, History
 from btrain.protocol.ledger import Block, LedgerState, check_certificate, open_block
 from btrain.protocol.packets import BLOCKS_MAX, PACKET_BYTES_MAX, Blocks, CertifiedBlock, Where
 from btrain.protocol.round import Round
@@ -36,10 +38,18 @@ class Chronicle:
         self._blocks: dict[int, Block] = {}  # the latest; older ones are read from the ledger
         self._asked_us = -(10**12)
         self._answers = Allowance(ANSWERS_MAX, max(1, state.charter.message_us // 2))
+        self._searches = Allowance(1, max(1, state.charter.message_us // 2))
+        self.history = History(state, ledger.read)
+        self.forks = Forks(desk.verifier, self.history.before)
+        self.two_chains = False  # shown to one who was no member where they part, and cannot tell which is right
+        self.rolled_back: int | None = None  # the first block that no longer stands, until the member has noticed
+        self._fresh: list[Block] = []
 
     def append(self, block: Block, now: int) -> None:
         """A block is decided."""
         self.state = self.state.advance(block)
+        self.history.note(self.state)
+        self.forks.forget(block.round)
         self._blocks[block.round] = block
         self._blocks.pop(block.round - BLOCKS_KEPT, None)
         self.decided_us = now
@@ -104,12 +114,18 @@ class Chronicle:
         if where.round > self.state.round:
             self.ask(sender, now)
         elif self._answers.spend(sender, 1 if self.state.answers(sender) else ANSWERS_MAX, now):
-            blocks = self._from(where.round)
+            known = self._head_before(where.round)
+            apart = known != where.head  # another chain: show where they part
+            blocks = self._from(max(0, where.round - BLOCKS_MAX) if apart else where.round)
             if blocks:
                 self.desk.send(Blocks(tuple(blocks)), sender)
             elif where.round + 1 >= self.state.round and self.state.answers(sender):
                 for target in (*self.uncertified.values(), *([opened] if opened else [])):
                     target.resend(sender, now)
+
+    def _head_before(self, round: int) -> bytes:
+        """Hash of the block before block `round`."""
+        return self.state.run if round == 0 else self.block(round - 1).hash
 
     def _from(self, first: int) -> list[CertifiedBlock]:
         blocks: list[CertifiedBlock] = []
@@ -124,31 +140,99 @@ class Chronicle:
             blocks.append(certified)
         return blocks
 
-    def take(self, blocks: Iterable[CertifiedBlock], now: int) -> list[Block]:
-        """Verify certified blocks of a peer that is ahead and append those that are new; returns these.
+    def take(self, sender: PeerId, blocks: Iterable[CertifiedBlock], now: int) -> None:
+        """Verify certified blocks of a peer that is ahead and append those that are new; `taken` gives these.
+
+        One that contradicts a block here is a fork, if the block before is the same; else earlier ones are asked for.
 
         Raises:
             RemoteProtocolError: a block that is malformed, contradicts the ledger or is not certified.
         """
-        fresh = []
         for certified in blocks:
             block = open_block(certified.block)
+            if block.round > self.state.round or block.run != self.state.run:
+                self._refuse_foreign(block)
+                continue
+            if block.prev != self._head_before(block.round):
+                self._search(sender, block.round, now)
+                break
             if block.round in self.uncertified:
-                self._certify_late(block, certified)
+                self._certify_late(block, certified, now)
                 self.certify()
+            elif block.round < self.state.round:
+                self._look_back(block, certified, now)
             elif block.round == self.state.round and not self.uncertified:
                 check_certificate(block, certified.certificate, self.state, self.desk.verifier)
                 self.append(block, now)
                 self._write(block.round, certified)
-                fresh.append(block)
+                self._fresh.append(block)
                 self._asked_us = -(10**12)  # it helped: who is still behind may ask again at once
+
+    def taken(self) -> list[Block]:
+        """The blocks that `take` has appended since the last time."""
+        fresh, self._fresh = self._fresh, []
         return fresh
 
-    def _certify_late(self, block: Block, certified: CertifiedBlock) -> None:
+    def _refuse_foreign(self, block: Block) -> None:
+        if block.run != self.state.run:
+            raise ForeignMessage(f"block {block.round} of run {block.run.hex()[:12]}")
+
+    def _certify_late(self, block: Block, certified: CertifiedBlock, now: int) -> None:
         decided = self.uncertified[block.round]
-        if decided.block is not None and decided.certificate is None:
+        if decided.block is None or decided.certificate is not None:
+            return
+        if decided.block.hash == block.hash:
             check_certificate(block, certified.certificate, decided.state, self.desk.verifier)
-            if decided.block.hash == block.hash:
-                decided.certificate = certified.certificate
-            else:
-                self.desk.event("fork", round=block.round, here=decided.block.hash.hex(), there=block.hash.hex())
+            decided.certificate = certified.certificate
+        else:
+            self._settle_fork(block, self.forks.compare(block, certified, None), now)
+
+    # --- two chains ---
+
+    def _search(self, sender: PeerId, round: int, now: int) -> None:
+        """The block before is another one: ask from where the chains may still be one, a stretch further back."""
+        if round < self.state.round - FORK_ROUNDS_MAX:
+            raise InconsistentMessage(f"block {round}: of a chain that parts too many rounds ago")
+        if min(self.forks.heights, default=round) < round:
+            return  # where they part is known, and which one stands
+        if self._searches.spend(sender, 1, now):
+            first = max(0, round - BLOCKS_MAX)
+            self.desk.send(Where(first, self._head_before(first)), sender)
+
+    def _look_back(self, block: Block, certified: CertifiedBlock, now: int) -> None:
+        """A certified block of a round that is over here: the same, or that of another chain."""
+        ours = self.ledger.read(block.round)
+        own = self.block(block.round).hash
+        if ours is None or digest(ours.block) != own or (own == block.hash and block.round not in self.forks.heights):
+            return  # being written at the moment, or nothing new
+        height = self.forks.compare(block, certified, ours)
+        self._settle_fork(block, height, now)
+
+    def _settle_fork(self, block: Block, height: Height | None, now: int) -> None:
+        """Stay, or return to the common block and take the other one; show everybody what decides it."""
+        if height is None:
+            return
+        before = self.history.before(block.round)
+        assert before is not None, "the fork was compared with it"
+        own, winner = self.block(block.round).hash, height.winner
+        self.desk.event("fork", round=block.round, here=own.hex(), stands=winner.hex(),
+                        guilty=[peer.hex() for peer in height.conflicts])  # fmt: skip
+        if before.roster.seat(self.desk.me) is None and self.state.roster.seat(self.desk.me) is None:
+            self.two_chains = True
+            return
+        for hash in height.blocks:
+            self.desk.send(Blocks((height.certified(hash),)))
+        if winner != own:
+            self._roll_back(block.round)
+            chosen = height.certified(winner)
+            self.append(open_block(chosen.block), now)
+            self._fresh.append(open_block(chosen.block))
+            self._write(block.round, chosen)
+            self.tell(None)
+
+    def _roll_back(self, round: int) -> None:
+        self.state = self.history.undo(round)
+        self._blocks = {at: block for at, block in self._blocks.items() if at < round}
+        self.uncertified = {at: open for at, open in self.uncertified.items() if at < round}
+        self.rolled_back = round
+        self.desk.emit(RollBack(round))

@@ -169,6 +169,12 @@ class Court:
             for part in parts_to_check(record.checked, record.block, self.desk.me, set(self.charges)):
                 self._begin_table_check(f"court:table:{round}:{part}", record, record.checked, part)
 
+    def undo(self, round: int) -> None:
+        """Blocks from `round` on do not stand any more. What proves itself is kept."""
+        self.records = {at: record for at, record in self.records.items() if at < round}
+        self.verdicts = {case: verdict for case, verdict in self.verdicts.items() if case[2] < round}
+        self._suspects = []
+
     def audit(self, round: int) -> None:
         """The duty of a validator of `round`: one worker and one part of the round before, drawn in private."""
         record = self.records.get(round - 1)

@@ -154,6 +154,18 @@ class AppendBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class RollBack:
+    """The ledger ends before block `round`: another chain stands. The journal of open rounds goes with the blocks."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartOver:
+    """Return to the parameters that the contract starts from, x[0]; the answer is `state_loaded`."""
+
+
+@dataclass(frozen=True, slots=True)
 class SaveEvidence:
     """Write an evidence file; the returned hash stands in the ledger."""
 
@@ -189,5 +201,6 @@ class Halt:
 
 Effect = (
     Send | PersistSigned | Journal | PutBlob | PushBlob | FetchBlob | SetTimer | CancelTimer | Compute | Recompute
-    | Work | KeepParameters | Apply | LoadState | CompareStates | AppendBlock | SaveEvidence | Event | Drop | Halt
+    | Work | KeepParameters | Apply | LoadState | StartOver | CompareStates | AppendBlock | RollBack | SaveEvidence
+    | Event | Drop | Halt
 )  # fmt: skip

@@ -71,6 +71,11 @@ class Condition:
         self.desk.event("state_loaded", round=certified.round, healed=healed, heals=self.heals)
         self._note(certified.round, certified.digest)
 
+    def undo(self, round: int) -> None:
+        """Blocks from `round` on do not stand any more."""
+        self._own = {at: own for at, own in self._own.items() if at <= round}
+        self._drifted = None
+
     def _note(self, round: int, digest: bytes) -> None:
         self._own[round] = digest
         for old in sorted(self._own)[:-OWN_MAX]:

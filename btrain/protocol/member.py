@@ -45,6 +45,7 @@ from btrain.protocol.packets import (
     PACKET_BYTES_MAX,
     Blocks,
     BodyRequest,
+    CertifiedBlock,
     Envelopes,
     Founding,
     HandOn,
@@ -292,7 +293,7 @@ class Member:
             case Where():
                 self.chronicle.answer(sender, packet, self.round, now)
             case Blocks(blocks):
-                self._on_blocks(self.chronicle.take(blocks, now), now)
+                self._on_blocks(sender, blocks, now)
             case Refusal(reason):
                 self.desk.event("refusal", peer=sender.hex(), reason=reason)
             case Offer() | Founding():
@@ -420,14 +421,15 @@ class Member:
         if self.me in self.state.roster.banned:
             self._halt("banned", done=False)
         elif self.state.round >= self.state.charter.rounds:
-            if self.replay.x_round == self.state.round and not self.chronicle.uncertified:
+            replayed = self.replay.x_round == self.state.round and not self.replay.undone
+            if replayed and not self.chronicle.uncertified:
                 self._halt("finished", done=True)
         elif self.round is None and self._ready():
             self._open_round(now)
 
     def _ready(self) -> bool:
         """Whether the next round can be opened: all is replayed, or only the last step is still being applied."""
-        if self.replay.loads:
+        if self.replay.loads or self.replay.undone:
             return False
         behind = self.state.round - self.replay.x_round
         due = self.state.round > 0 and self.state.round % self.state.charter.state_sync_every == 0
@@ -546,6 +548,7 @@ class Member:
             contributors=len(block.contributors), absent=[p.hex() for p in block.absences],
             admitted=[a.peer.hex() for a in block.admissions], left=[p.hex() for p in block.departures],
             clipped_share=finished.exchange.clipped_share, losses_left=self.state.roster.losses_left,
+            heals=self.condition.heals,
             seconds=finished.seconds(now), void_parts=list(block.void_parts),
         )  # fmt: skip
 
@@ -565,8 +568,24 @@ class Member:
             self._ask(ready=self.round is not None)
         self._set_where(now)
 
-    def _on_blocks(self, fresh: list[Block], now: int) -> None:
-        """Certified blocks were appended: replay them, and keep what is known of the round that they close."""
+    def _on_blocks(self, sender: PeerId, blocks: tuple[CertifiedBlock, ...], now: int) -> None:
+        """Certified blocks of a peer that is ahead, or on another chain. Raises RemoteProtocolError."""
+        if self._halted:
+            return
+        try:
+            self.chronicle.take(sender, blocks, now)
+        finally:
+            self._on_taken(now)
+
+    def _on_taken(self, now: int) -> None:
+        """Certified blocks were appended, perhaps in place of others: replay them, keep what is known of the open round."""
+        if self.chronicle.two_chains:
+            self._halt("two_chains", done=False)
+            return
+        if self.chronicle.rolled_back is not None:
+            self._undo(self.chronicle.rolled_back)
+            self.chronicle.rolled_back = None
+        fresh = self.chronicle.taken()
         open_round = self.round
         if fresh and open_round is not None and open_round.round == fresh[0].round:
             contribution = open_round.contribution_in(fresh[0])
@@ -579,6 +598,15 @@ class Member:
             self.desk.event("caught_up", round=self.state.round)
             self.chronicle.tell(None)
         self._settle(now)
+
+    def _undo(self, round: int) -> None:
+        """Blocks from `round` on do not stand any more."""
+        self._abandon_round()
+        self._snapshots.clear()
+        self.court.undo(round)
+        self.condition.undo(round)
+        self.replay.undo(round)
+        self.desk.event("rolled_back", round=round)
 
     def _abandon_round(self) -> None:
         self._reproaches = ()
@@ -603,7 +631,8 @@ class Member:
         for proof in self._take_proofs():
             accused = proof.statements[0]
             self.court.charge(proof.deed, accused.sender, accused.statement.round, proof.statements, proof.blobs)
-        conflicts, self.desk.conflicts = self.desk.conflicts, []
+        conflicts = [*self.desk.conflicts, *self.chronicle.forks.conflicts]
+        self.desk.conflicts, self.chronicle.forks.conflicts = [], []
         for one, other in conflicts:
             self.court.charge("equivocation", one.sender, one.statement.round, [one, other], [])
         self.chronicle.certify()

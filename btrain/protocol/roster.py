@@ -155,6 +155,7 @@ class Roster:
             link, link_round = admissions[peer]
             past = former.pop(peer, None)
             seats.append(Seat(peer, link, link_round, strikes=past.strikes if past else 0, present_since=round + 1))
+        seats = _awaited(seats, round + 1)
         return replace(
             self,
             seats=tuple(sorted(seats, key=lambda seat: seat.peer)),
@@ -163,3 +164,10 @@ class Roster:
             convicted=self.convicted + len(banned & set(self.members)),
             newcomers=self.newcomers + len(fresh),
         )
+
+
+def _awaited(seats: list[Seat], since: int) -> list[Seat]:
+    """Fewer than q present members decide void rounds only and let nobody back: then all are awaited again."""
+    if sum(not seat.absent for seat in seats) >= quorum(len(seats)):
+        return seats
+    return [replace(seat, absent=False, present_since=since) if seat.absent else seat for seat in seats]

@@ -6,14 +6,14 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, SaveEvidence
+from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, RollBack, SaveEvidence
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.ledger import open_block
 from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import assemble
 
-Durable = PutBlob | PersistSigned | Journal | AppendBlock | SaveEvidence
-DURABLE = (PutBlob, PersistSigned, Journal, AppendBlock, SaveEvidence)  # in the order in which they become so
+Durable = PutBlob | PersistSigned | Journal | AppendBlock | RollBack | SaveEvidence
+RANKS = {PutBlob: 0, PersistSigned: 1, Journal: 2, AppendBlock: 3, RollBack: 3, SaveEvidence: 4}  # what comes first
 PRUNED_EVERY = 16  # rounds: going through everything each round would cost more than it frees
 
 
@@ -34,7 +34,7 @@ class Disk:
 
     def begin(self, batch: Iterable[Effect]) -> None:
         """Take a batch of writes that is not durable yet."""
-        self.unsynced = sorted((e for e in batch if isinstance(e, DURABLE)), key=lambda e: DURABLE.index(type(e)))
+        self.unsynced = sorted((e for e in batch if isinstance(e, Durable)), key=lambda e: RANKS[type(e)])
 
     def sync(self, keep_rounds: int) -> None:
         """The batch is durable; what no open round and no custody needs is forgotten."""
@@ -63,6 +63,8 @@ class Disk:
                 assert round == len(self.blocks), "blocks are appended in order"
                 self.blocks.append(CertifiedBlock(block, certificate))
                 self.prune(round - keep_rounds, keep_from)
+            case RollBack(round):
+                self.roll_back(round)
             case SaveEvidence(accused, round, deed, data):
                 self.evidence.append((accused, round, deed, data))
 
@@ -88,6 +90,11 @@ class Disk:
                 if state is not None:
                     return known.round, state
         return None
+
+    def roll_back(self, round: int) -> None:
+        """Cut the ledger; what was open in the blocks that go is gone too."""
+        del self.blocks[round:]
+        self.journal.clear()
 
     def prune(self, before_round: int, blobs_before_round: int) -> None:
         """Forget what no open round and no custody needs."""

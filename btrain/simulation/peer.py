@@ -30,9 +30,11 @@ from btrain.protocol.effects import (
     PushBlob,
     PutBlob,
     Recompute,
+    RollBack,
     SaveEvidence,
     Send,
     SetTimer,
+    StartOver,
     Work,
 )  # fmt: skip
 from btrain.protocol.encoding import PeerId, digest
@@ -42,7 +44,7 @@ from btrain.protocol.member import Member, Membership
 from btrain.protocol.messages import Verifier
 from btrain.protocol.pieces import assemble, cut
 from btrain.protocol.round import Round
-from btrain.simulation.disk import DURABLE, Disk
+from btrain.simulation.disk import Disk, Durable
 from btrain.simulation.heap import NodeId, Port
 
 ENVELOPE_BYTES = 16  # framing of a packet
@@ -235,7 +237,7 @@ class SimulatedPeer:
     def _finish_batch(self, batch: list[Effect]) -> list[Effect]:
         self.disk.sync(self.keep_rounds)
         for effect in batch:
-            if not isinstance(effect, DURABLE):
+            if not isinstance(effect, Durable):
                 self._execute(effect)
         self._syncing = False
         if self._outbox:
@@ -262,7 +264,7 @@ class SimulatedPeer:
                 self.identity.events.append((self.now, "drop", {"peer": effect.peer.hex(), "reason": effect.reason}))
             case Halt():
                 self.halted = effect
-            case AppendBlock() | PersistSigned() | Journal() | PutBlob() | SaveEvidence():
+            case AppendBlock() | PersistSigned() | Journal() | PutBlob() | SaveEvidence() | RollBack():
                 self.disk.write(effect, self.keep_rounds)
             case _:
                 self._compute(effect)
@@ -290,6 +292,10 @@ class SimulatedPeer:
             case CompareStates(own, other, tolerance):
                 close = self._compare(own, other, tolerance)
                 self._after(timings.work_us, lambda now: self.member.compared(other, close, now))
+            case StartOver():
+                self.learner = self.identity.make_learner()
+                self._at(0)
+                self._after(timings.work_us, lambda now: self.member.state_loaded(0, now))
             case LoadState(round, digest):
                 state = assemble(digest, self.disk.blob)
                 assert state is not None, "the pieces were put before"

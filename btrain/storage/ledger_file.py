@@ -1,12 +1,14 @@
-"""The ledger on disk: one frame a block, with its certificate; appended, never rewritten, never cut."""
+"""The ledger on disk: one frame a block, with its certificate; appended, never rewritten but when a fork is healed."""
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from btrain.storage.durable import CorruptFile
+from btrain.storage.durable import CorruptFile, replace_file, storage_error
 from btrain.storage.record_log import Frame, FrameLimits, RecordLog, scan
 
 KIND = b"ledg"
@@ -55,6 +57,7 @@ class LedgerFile:
 
     def __init__(self) -> None:
         self._offsets: list[int] = []
+        self._lock = threading.RLock()
         self._log: RecordLog
 
     @classmethod
@@ -74,18 +77,38 @@ class LedgerFile:
 
     def append(self, block: bytes, certificate: bytes) -> int:
         """Append the next block, durable on return; returns its height. Raises StorageFull, StorageError."""
-        self._offsets.append(self._log.append_many((block, certificate)))
-        return len(self._offsets) - 1
+        with self._lock:
+            self._offsets.append(self._log.append_many((block, certificate)))
+            return len(self._offsets) - 1
+
+    def roll_back(self, height: int) -> Path:
+        """End before `height`, durable on return: another chain stands. The whole old file is kept beside; its path.
+
+        Raises CorruptLedger, StorageFull, StorageError; the old content then stands.
+        """
+        path = self._log.path
+        with self._lock:
+            kept = [self.read(below) for below in range(height)]
+            aside = next(name for number in itertools.count(1)
+                         if not (name := path.with_name(f"{path.name}.fork-{height}-{number}")).exists())  # fmt: skip
+            try:
+                replace_file(aside, path.read_bytes())
+            except OSError as error:
+                raise storage_error(aside, "be written", error) from error
+            self._log.rewrite([(stored.block, stored.certificate) for stored in kept])
+            self._offsets = [frame.offset for frame in scan(path, KIND, LIMITS)]
+        return aside
 
     def read(self, height: int) -> StoredBlock:
         """The block at a height; raises IndexError past the end, CorruptLedger if its bytes have changed since."""
-        if not 0 <= height < len(self._offsets):
-            raise IndexError(f"height {height}: the ledger has {len(self._offsets)} blocks")
-        offset = self._offsets[height]
-        try:
-            return _stored(self._log.path, height, Frame(offset, self._log.read(offset)))
-        except CorruptFile as error:
-            raise _at_height(error, height) from None
+        with self._lock:
+            if not 0 <= height < len(self._offsets):
+                raise IndexError(f"height {height}: the ledger has {len(self._offsets)} blocks")
+            offset = self._offsets[height]
+            try:
+                return _stored(self._log.path, height, Frame(offset, self._log.read(offset)))
+            except CorruptFile as error:
+                raise _at_height(error, height) from None
 
     def __len__(self) -> int:
         return len(self._offsets)

@@ -13,6 +13,7 @@ from btrain.cli.reporting import report_text
 from btrain.cli.solo import PeerScreen
 from btrain.config import loads
 from btrain.errors import BtrainError
+from btrain.progress import Progress
 from btrain.simulation.report import Final, PeerReport, Report
 from btrain.status import read_status_of, status_text
 
@@ -110,5 +111,7 @@ def test_status_is_the_last_word_of_the_events(tmp_path: Path) -> None:
     text = status_text(document)
     assert "peer-0: training, round 7" in text and "accuracy 0.7500" in text and "silent for" in text
     assert "banned in round 6" in text
+    (peer / "status.json").write_text(json.dumps({"v": 1, **Progress.of(events).fields, "round": 9}))
+    assert read_status_of(tmp_path)["peers"][0]["round"] == 9
     with pytest.raises(BtrainError, match="no peer has run here"):
         read_status_of(empty)

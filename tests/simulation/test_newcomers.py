@@ -69,6 +69,7 @@ def test_who_returns_among_liars_returns_to_the_true_chain() -> None:
 def test_a_newcomer_is_given_junk_for_a_state_and_gets_the_true_one() -> None:
     made = liars(5, StatePoison)
     world = world_of(5, 24, seed=5, byzantine=made, charter={"audits_per_round": 0})
+    alone_with(world, {world.keys[i].public_key for i in made}, 4 * SECOND)
     met(world, 5 * SECOND // 2)
     newcomer = NEWCOMER.public_key
     assert events(world, newcomer, "state_loaded")

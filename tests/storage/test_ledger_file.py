@@ -84,3 +84,18 @@ def test_killed_at_every_step(crash_at_every_step: Callable[..., int]) -> None:
         ledger.close()
 
     assert crash_at_every_step(scenario, check) > 10
+
+
+def test_a_fork_cuts_the_ledger_and_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    ledger = LedgerFile.open(path)
+    for height in range(5):
+        ledger.append(b"block %d" % height, b"certificate")
+    aside = ledger.roll_back(2)
+    assert [stored.block for stored in ledger] == [b"block 0", b"block 1"]
+    assert [stored.block for stored in read_ledger(aside)] == [b"block %d" % height for height in range(5)]
+    assert ledger.append(b"another", b"certificate") == 2
+    assert ledger.roll_back(2) != aside
+    ledger.append(b"a third", b"certificate")
+    ledger.close()
+    assert [stored.block for stored in LedgerFile.open(path)] == [b"block 0", b"block 1", b"a third"]

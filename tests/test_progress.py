@@ -1,0 +1,82 @@
+"""status.json: what a peer's events say of it, while it runs and after it was killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from btrain.progress import WRITE_EVERY_S, Progress, StatusFile
+from btrain.status import read_status_of, status_text
+from btrain.storage.run_directory import RunDirectory
+from btrain.storage.streams import read_status
+
+Event = dict[str, Any]
+BEGIN: list[Event] = [
+    {"event": "started"},
+    {"event": "founded"},
+    {"event": "round", "round": 16, "role": "worker", "members": 5, "present": 5},
+    {"event": "block", "round": 16, "clipped_share": 0.1, "losses_left": 2},
+]
+FAULTS: list[Event] = [
+    {"event": "drift", "round": 16},
+    {"event": "state_loaded", "round": 16, "healed": True},
+    {"event": "state_loaded", "round": 32, "healed": False},
+    {"event": "contested", "round": 48},
+    {"event": "fork", "round": 50, "guilty": []},
+    {"event": "rolled_back", "round": 50},
+]
+
+
+def test_drift_heals_and_forks_are_counted() -> None:
+    fields = Progress.of([*BEGIN, *FAULTS]).fields
+    assert {key: fields[key] for key in ("drifts", "heals", "contested", "forks", "rolled_back")} == {
+        "drifts": 1, "heals": 1, "contested": 1, "forks": 1, "rolled_back": 1,
+    }  # fmt: skip
+    assert (fields["state"], fields["members"], fields["losses_left"]) == ("training", 5, 2)
+
+
+def test_what_stalls_is_said_until_the_next_block() -> None:
+    stalled: Event = {"event": "stalled", "reason": "no connected peer keeps the results of this round"}
+    progress = Progress.of([*BEGIN, stalled])
+    assert progress.fields["stalled"] == stalled["reason"]
+    progress.take(BEGIN[-1])
+    assert progress.fields["stalled"] is None
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.open(tmp_path / "peer-0", contract=bytes(32), identity=bytes(range(32)))
+
+
+def test_the_file_is_written_at_once_for_what_is_rare_and_seldom_for_the_rest(directory: RunDirectory) -> None:
+    status, path = StatusFile(directory), directory.path / "status.json"
+    status.take(BEGIN[0])
+    status.take(BEGIN[1])
+    assert read_status(path)["state"] == "training"  # type: ignore[index]
+    for number in range(100):
+        status.take({**BEGIN[2], "round": number})
+    assert read_status(path)["round"] in (None, *range(99))  # type: ignore[index]
+    status.take(FAULTS[0])
+    written = read_status(path)
+    assert written is not None
+    assert (written["round"], written["drifts"]) == (99, 1)
+    assert WRITE_EVERY_S > 0.1
+
+
+def test_a_status_goes_on_after_a_restart_and_is_what_the_command_shows(directory: RunDirectory) -> None:
+    for event in (*BEGIN, *FAULTS):
+        directory.events.write(event)
+    status = StatusFile(directory, [*BEGIN, *FAULTS])
+    status.take({"event": "started"})
+    status.take({"event": "founded"})
+    status.take({"event": "drift", "round": 64})
+    document = read_status_of(directory.path)
+    (peer,) = document["peers"]
+    assert (peer["drifts"], peer["heals"], peer["round"]) == (2, 1, 16)
+    assert peer["seconds_since_last_event"] < 60
+    text = status_text(document)
+    assert "drifted 2 times and healed 1" in text
+    assert "1 forks seen" in text
+    assert "the run can take 2 more losses" in text
