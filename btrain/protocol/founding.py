@@ -183,6 +183,9 @@ class Founders:
         member = self.plan.membership
         if genesis.contract != self.plan.contract or genesis.x0 != member.x0 or genesis.numel != self.plan.numel:
             raise InconsistentMessage("a genesis of another contract")
+        peers = {founder.peer for founder in genesis.founders}
+        if len(peers) != self.plan.start_when or (self.plan.allowed and not peers <= self.plan.allowed):
+            raise InconsistentMessage("a genesis of other founders than the contract asks for")
         try:
             check_genesis(genesis, packet.signatures, self.desk.verifier)
         except RemoteProtocolError:

@@ -578,7 +578,7 @@ class Member:
             self._on_taken(now)
 
     def _on_taken(self, now: int) -> None:
-        """Certified blocks were appended, perhaps in place of others: replay them, keep what is known of the open round."""
+        """Certified blocks were appended, perhaps in place of others: replay them, keep what the open round knew."""
         if self.chronicle.two_chains:
             self._halt("two_chains", done=False)
             return

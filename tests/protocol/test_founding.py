@@ -115,6 +115,21 @@ def test_only_listed_members_found_a_run_with_a_list() -> None:
     assert any(isinstance(packet, Refusal) and "group.members" in packet.reason for _, _, packet in wire.sent)
 
 
+def test_a_genesis_of_other_founders_than_the_contract_asks_for_is_refused() -> None:
+    """Liars found a run of their own under the same contract, all of it signed: a newcomer does not follow it."""
+    liars = Wire(founder(0, count=1))
+    liars.start()
+    (liar,) = liars.founders.values()
+    assert liar.founded is not None
+    for newcomer in (founder(5, count=3), founder(5, count=1, assembler=False, allowed=frozenset({bytes(32)}))):
+        with pytest.raises(InconsistentMessage, match="other founders"):
+            newcomer.packet(liar.desk.me, encode_packet(liar.founded), 0)
+        assert newcomer.founded is None
+    listed = founder(5, count=1, assembler=False, allowed=frozenset({liar.desk.me}))
+    listed.packet(liar.desk.me, encode_packet(liar.founded), 0)
+    assert listed.founded == liar.founded
+
+
 def test_who_does_not_sign_makes_room_for_the_next() -> None:
     a, silent, late = founder(0, count=2), founder(1, count=2), founder(2, count=2)
     wire = Wire(a, silent)
