@@ -183,9 +183,6 @@ class Founders:
         member = self.plan.membership
         if genesis.contract != self.plan.contract or genesis.x0 != member.x0 or genesis.numel != self.plan.numel:
             raise InconsistentMessage("a genesis of another contract")
-        peers = {founder.peer for founder in genesis.founders}
-        if len(peers) != self.plan.start_when or (self.plan.allowed and not peers <= self.plan.allowed):
-            raise InconsistentMessage("a genesis of other founders than the contract asks for")
         try:
             check_genesis(genesis, packet.signatures, self.desk.verifier)
         except RemoteProtocolError:
@@ -196,4 +193,7 @@ class Founders:
                 raise InconsistentMessage("a genesis to sign that leaves us too little time") from None
             self.desk.send(Envelopes((self._sign(genesis).data,)), sender)
         else:
+            peers = {founder.peer for founder in genesis.founders}
+            if len(peers) != self.plan.start_when or (self.plan.allowed and not peers <= self.plan.allowed):
+                raise InconsistentMessage("a genesis of other founders than the contract asks for")
             self.founded = packet
