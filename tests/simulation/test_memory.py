@@ -10,8 +10,8 @@ from btrain.simulation.memory import Retained, retained
 from btrain.simulation.soak import Case, Faults, play
 from btrain.simulation.world import World
 
-CALM = Case(seed=4, peers=4, rounds=28, numel=300, attacks=(), attack_from=0, faults=Faults())
-EARLY = 14  # in rounds; audits keep as many rounds by the first as they ever do
+CALM = Case(seed=4, peers=4, rounds=48, numel=300, attacks=(), attack_from=0, faults=Faults())
+EARLY = 24  # in rounds; custody, audits and strikes look back 16 rounds at most
 
 
 def kept(case: Case) -> tuple[Retained, Retained]:
