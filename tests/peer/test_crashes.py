@@ -18,16 +18,25 @@ def comes_back(town: Town, name: str, others: tuple[str, ...]) -> None:
     town.until(lambda: min(town.residents[other].height for other in others) > last + 1)
 
 
-@pytest.mark.parametrize("victim", ["a", pytest.param("c", marks=pytest.mark.slow)])
-def test_a_killed_peer_is_not_missed_and_comes_back(town: Town, victim: str) -> None:
-    town.config(4)
-    peers = town.found("a", "b", "c", "d")
+@pytest.mark.parametrize(
+    ("count", "victim"),
+    [
+        (4, "a"),
+        pytest.param(4, "c", marks=pytest.mark.slow),
+        pytest.param(3, "a", marks=pytest.mark.slow),
+        pytest.param(5, "a", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_peer_is_not_missed_and_comes_back(town: Town, count: int, victim: str) -> None:
+    town.config(count)
+    names = "abcde"[:count]
+    peers = town.found(*names)
     town.until(lambda: all(peer.height >= 3 for peer in peers))
-    others = tuple(name for name in "abcd" if name != victim)
+    others = tuple(name for name in names if name != victim)
     town.kill(victim)
     town.goes_on(*others, rounds=4)
     comes_back(town, victim, others)
-    town.kill("a", "b", "c", "d")
+    town.kill(*names)
     town.check()
     away = town.residents[victim].peer_id
     assert away in town.contributors(others[0], since=4)
