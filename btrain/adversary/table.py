@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from btrain.adversary.adversary import Adversary
 from btrain.adversary.aggregator import WrongReduce, inputs, opened
@@ -16,7 +15,7 @@ from btrain.kernels import QuantizedBlocks
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.messages import Message, Table
 from btrain.protocol.reduction import ReducedPart, reduce_committed
-from btrain.protocol.tables import masked, read_row, row_of, sketch_of, sketch_seed, table_randomness
+from btrain.protocol.tables import masked, packed, read_row, row_of, sketch_of, sketch_seed, table_randomness
 
 if TYPE_CHECKING:
     from btrain.protocol.desk import Desk
@@ -67,7 +66,7 @@ class Forging(WrongReduce):
 
     def _forged_row(self, row: bytes, by_S: F64) -> bytes:
         norm, sketch_S = read_row(row)
-        return np.concatenate(([norm], sketch_S + by_S)).astype("<f4").tobytes()
+        return packed(norm, sketch_S + by_S)
 
 
 @dataclass
