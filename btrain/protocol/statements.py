@@ -159,8 +159,10 @@ class Statements:
             self.commits.setdefault(message.sender, message)
         elif isinstance(body, Result):
             self.results.setdefault(message.statement.ctx, {})[message.hash] = message
-        elif message.hash not in self.bodies:
-            (self.missing if isinstance(body, Missing) else self.receipts).append(message)
+        elif isinstance(body, Missing) and message.hash not in self.bodies:
+            self.missing.append(message)
+        elif isinstance(body, Receipt) and message.hash not in self.bodies:
+            self.receipts.append(message)
         self.bodies[message.hash] = message
 
     def notice_result(self, message: Message, decided: bytes | None) -> Notice:
