@@ -62,7 +62,7 @@ class Checking:
         self.judgements: dict[bytes, Judgement] = {}  # by the Table's hash
         self.proofs: list[Proof] = []  # for the member to charge
         self._active = False
-        self._early: list[Message] = []  # before the results are decided; a slot each
+        self._early: dict[bytes, Message] = {}  # before the results are decided; two of each slot at most
         self._entries: dict[int, ResultEntry] = {}  # the decided results by part
         self._workers: dict[int, list[PeerId]] = {}  # whose rows the Table of a part has, in member order
         self._unmade: set[int] = set()  # own parts without a Table
@@ -90,8 +90,8 @@ class Checking:
             if entry.aggregator == self.round.me:
                 self._unmade.add(entry.part)
         self.round.set_timer("tables", now + LINKS_DELTAS * self.round.clock.delta_us)
-        early, self._early = self._early, []
-        for message in early:
+        early, self._early = self._early, {}
+        for message in early.values():
             if self.desk.equivocated(message):
                 self.second(message, now)
             else:
@@ -106,14 +106,14 @@ class Checking:
         """A statement of this phase that was kept."""
         body = message.body
         if not self._active:
-            self._early.append(message)
+            self._early[message.hash] = message
         elif isinstance(body, Table):
             if self.awaits(message):
                 self._known[message.hash] = self._unexamined[message.hash] = message
                 self._tables.setdefault(message.statement.index, message)
         elif isinstance(body, Dispute):
             self._take_dispute(message)
-        elif isinstance(body, Approval):
+        elif isinstance(body, Approval) and not self.desk.equivocated(message):
             self._approvals.setdefault(message.sender, message.statement.ctx)
             if self._approved():
                 self.round.recheck(BLOCK, now)
@@ -123,7 +123,7 @@ class Checking:
     def second(self, message: Message, now: int) -> None:
         """Two statements stand in one slot: neither is there, and everybody shall see both."""
         if not self._active:
-            self._early.append(message)
+            self._early[message.hash] = message
         elif isinstance(message.body, Approval):
             self._approvals.pop(message.sender, None)
         elif isinstance(message.body, Dispute):
@@ -131,7 +131,7 @@ class Checking:
             for timely in self._timely.values():
                 timely.discard(key)  # it is an item no longer, so no value can be asked to hold it
             self.round.drop_item(BLOCK, key, now)
-        elif self.awaits(message):
+        elif self.awaits(message) and message.hash not in self._known:  # handed on once, however often it comes
             first = self._tables.setdefault(message.statement.index, message)
             self._known[message.hash] = self._unexamined[message.hash] = message
             self.round.statements.send([first.data, message.data], None)

@@ -215,13 +215,13 @@ class Round(Deciding):
         if isinstance(message.body, Result):
             self._check_results(now)
             return
-        if not is_item(message) and not isinstance(message.body, Reveal):
-            return
         if isinstance(message.body, Reveal):
             self._take(message, now)  # the chain has one link for a round: the other statement was refused
             return
         if isinstance(message.body, (Table, Dispute, Approval)):
             self.checking.second(message, now)
+            return
+        if not is_item(message):
             return
         engine = self.engines[CONTRIBUTORS]
         if engine is not None:

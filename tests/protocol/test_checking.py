@@ -188,6 +188,15 @@ def test_two_statements_for_one_slot_of_this_phase_are_evidence(run: Run, kind: 
     assert deed == "equivocation" or (kind, deed) == ("dispute", "false_dispute")
 
 
+def test_of_two_tables_for_one_part_neither_counts(run: Run) -> None:
+    world = run.world(5, 6, seed=4, numel=NUMEL, byzantine={1: TwoFaced("table")})
+    run.to_the_end(world)
+    two_faced = blocks_of(world)[2]
+    (part,) = own_parts(world, two_faced)
+    assert part not in {entry.part for entry in two_faced.tables}
+    assert part in two_faced.void_parts
+
+
 # --- attackers that choose the moment ---
 
 
