@@ -1,7 +1,7 @@
-"""Charges, accusations and verdicts at one member: what it lists in its Commits, and the checks that lead there.
+"""Audits, accusations and verdicts at one member: what it lists in its Commits, and the checks that lead there.
 
-A charge rests on evidence that proves itself; it is verified before it is listed. An accusation says that a gradient is
-not what its seed gives; whoever hears it recomputes and lists a verdict. Bans happen in blocks only.
+An accusation says that a gradient is not what its seed gives; whoever hears it recomputes and lists a verdict. What an
+audit can prove is charged (`charges.py`). Bans happen in blocks only.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from torch import Tensor
 
 from btrain.protocol.audit import Check, GradientCheck, PartCheck
 from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.charges import Charges
 from btrain.protocol.checking import Checked
 from btrain.protocol.contribution import decision_statements, leaf_of
 from btrain.protocol.desk import Desk
 from btrain.protocol.docket import Docket, Doubt
-from btrain.protocol.effects import FetchBlob, KeepParameters, PutBlob, SaveEvidence, Work
-from btrain.protocol.encoding import PeerId, digest, encode
-from btrain.protocol.errors import InconsistentMessage, InvalidEvidence, NotAMember, RemoteProtocolError
-from btrain.protocol.evidence import Finding, bundle, named_deed, open_evidence, verify_evidence
-from btrain.protocol.ledger import Ban, Block, Charter, Contribution, Genesis, LedgerState
-from btrain.protocol.messages import LISTED_MAX, Accusation, Charge, Commit, Message, Result, Verdict
+from btrain.protocol.effects import KeepParameters, SaveEvidence
+from btrain.protocol.encoding import PeerId
+from btrain.protocol.errors import InconsistentMessage, NotAMember
+from btrain.protocol.evidence import bundle
+from btrain.protocol.ledger import Ban, Block, Contribution, LedgerState
+from btrain.protocol.messages import LISTED_MAX, Accusation, Commit, Message, Result, Verdict
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.recheck import TableCheck, parts_to_check, parts_without_table
 from btrain.protocol.roles import Roles
@@ -32,7 +33,6 @@ from btrain.protocol.sweep import Sweep
 from btrain.protocol.verdicts import GUILTY, INNOCENT, LOST, UNSURE, Question, question_of
 
 CASE_ROUNDS = 16  # how long a verdict is listed
-CHARGES_PER_ROUND_MAX = 8  # charges of one member that are looked at in one round
 PARAMETERS_KEPT = 6  # rounds whose x members have at hand; those of sweeps and open cases besides
 KEPT_MAX = 16  # rounds of sweeps and open cases whose x is kept
 
@@ -51,33 +51,26 @@ class Record:
     block: Block
     checked: Checked | None = None  # Tables and what is wrong with them
 
-
-@dataclass(frozen=True)
-class Look:
-    """What came out of looking at somebody's evidence."""
-
-    data: bytes
-    deed: str  # that the bundle names; empty if it is none
-    finding: Finding | None  # None: it proves nothing
+    def leaves_of(self, part: int) -> dict[PeerId, bytes]:
+        """The committed hashes that the decided Result of `part` was reduced from."""
+        body = self.results[part].body
+        assert isinstance(body, Result)
+        workers = [worker for worker in self.contribution.workers if worker not in body.without]
+        return {worker: leaf_of(self.contribution.commits[worker], part) for worker in workers}
 
 
 @dataclass
 class Court:
-    """The docket of one member."""
+    """What one member audits, and what it thinks of who is accused."""
 
     desk: Desk
-    charter: Charter
-    genesis: Genesis
     behaviour: Behaviour
     draw: Callable[[int], int]  # a private random integer below its argument
-    state: LedgerState  # of the open round, in whose slots charges and accusations are signed
+    state: LedgerState  # of the open round, in whose slots accusations are signed
+    charges: Charges
     records: dict[int, Record] = field(default_factory=dict)
-    charges: dict[PeerId, Charge] = field(default_factory=dict)  # one proof is enough
     verdicts: dict[Case, Verdict] = field(default_factory=dict)
     docket: Docket = field(init=False)
-    _evidence: dict[bytes, list[Message]] = field(default_factory=dict)  # evidence on its way -> charges resting on it
-    _heard: dict[PeerId, int] = field(default_factory=dict)  # charges looked at in this round
-    _untold: list[Charge] = field(default_factory=list)  # own charges that found no slot in their round
     _suspects: list[PeerId] = field(default_factory=list)
     _sought: dict[tuple[PeerId, int], set[PeerId]] = field(default_factory=dict)  # (auditor, round) -> who lost bytes
     _reduced: set[tuple[int, int]] = field(default_factory=set)  # parts of a round that are, or were, reduced again
@@ -93,11 +86,6 @@ class Court:
         return self.state.round
 
     # --- what a Commit lists ---
-
-    def listed_charges(self, state: LedgerState) -> tuple[Charge, ...]:
-        """Charges against members and trainees, oldest first."""
-        listed = (c for c in self.charges.values() if state.answers(c.accused))
-        return tuple(c for c in listed if self.behaviour.charges(c.accused, c.deed))[:LISTED_MAX]
 
     def listed_verdicts(self, roster: Roster, round: int) -> tuple[Verdict, ...]:
         """Verdicts of open cases, oldest first: one guilty of each question, one innocent of each accuser."""
@@ -117,11 +105,6 @@ class Court:
     def stand_at(self, state: LedgerState) -> None:
         """The ledger has moved on: begin the sweeps that its last block has opened."""
         self.state = state
-        self.charges = {accused: c for accused, c in self.charges.items() if state.answers(accused)}
-        self._heard.clear()
-        untold, self._untold = self._untold, []
-        for charge in untold:
-            self._tell(charge)
         for sweep in state.sweeps:
             if sweep.opened == state.round - 1:
                 self._sweep(sweep)
@@ -152,7 +135,7 @@ class Court:
         self.records[round] = record
         silent = set(record.contribution.commits) & set(record.block.absences)
         self._suspects = sorted(silent & set(record.contribution.workers))
-        custody = max(0, self.charter.custody_rounds - CASE_ROUNDS)
+        custody = max(0, self.state.charter.custody_rounds - CASE_ROUNDS)
         self.records = {r: kept for r, kept in self.records.items() if self._is_kept(r, round - custody)}
         self.verdicts = {case: v for case, v in self.verdicts.items() if self._is_kept(case[2], round)}
         self._sought = {key: who for key, who in self._sought.items() if self._is_kept(key[1], round)}
@@ -166,7 +149,7 @@ class Court:
         self._hear_commits(record)
         self.docket.forget(lambda of: self._is_kept(of, round), self._open_cases())
         if record.checked is not None:
-            for part in parts_to_check(record.checked, record.block, self.desk.me, set(self.charges)):
+            for part in parts_to_check(record.checked, record.block, self.desk.me, set(self.charges.standing)):
                 self._begin_table_check(f"court:table:{round}:{part}", record, record.checked, part)
 
     def undo(self, round: int) -> None:
@@ -231,30 +214,25 @@ class Court:
         seed = batch_seed(self.desk.run, record.seed_randomness, worker, round)
         token = f"court:gradient:{round}:{worker.hex()}"
         commit = record.contribution.commits[worker]
-        return GradientCheck(token, commit, record.roles, seed, self.charter.tolerance)
+        return GradientCheck(token, commit, record.roles, seed, self.state.charter.tolerance)
 
     def _reduce_again(self, record: Record, part: int, *, urgent: bool = False) -> None:
-        result, contribution = record.results[part], record.contribution
+        result = record.results[part]
         place = record.roles.round, part
         if result.sender == self.desk.me or place in self._reduced:
             return
         self._reduced.add(place)
         token = f"court:part:{record.roles.round}:{part}"
-        assert isinstance(result.body, Result)
-        workers = [worker for worker in contribution.workers if worker not in result.body.without]
-        leaves = {worker: leaf_of(contribution.commits[worker], part) for worker in workers}
-        numel = record.roles.layout.part_numel(part)
-        check = PartCheck(token, part, numel, result, leaves, (result.sender,), self.charter.rule)
+        numel, leaves = record.roles.layout.part_numel(part), record.leaves_of(part)
+        check = PartCheck(token, part, numel, result, leaves, (result.sender,), self.state.charter.rule)
         self.docket.add(check, urgent=urgent)
 
     def _begin_table_check(self, token: str, record: Record, checked: Checked, part: int) -> None:
         """Reduce a part again whose Table is disputed or does not fit."""
-        result, contribution = record.results[part], record.contribution
-        assert isinstance(result.body, Result)
-        workers = [worker for worker in contribution.workers if worker not in result.body.without]
-        leaves = {worker: leaf_of(contribution.commits[worker], part) for worker in workers}
+        result = record.results[part]
+        numel, leaves = record.roles.layout.part_numel(part), record.leaves_of(part)
         check = TableCheck(
-            token, part, record.roles.layout.part_numel(part), result, leaves, (result.sender,), self.charter.rule,
+            token, part, numel, result, leaves, (result.sender,), self.state.charter.rule,
             checked.tables[part], checked.disputes.get(part, []),
         )  # fmt: skip
         self.docket.add(check, urgent=True)
@@ -266,21 +244,12 @@ class Court:
         self.docket.recomputed(token, gradient, x)
 
     def work_done(self, token: str, result: object) -> None:
-        """The result of a job: of a check, or of looking at somebody's evidence."""
-        if isinstance(result, Look):
-            self._judge_evidence(bytes.fromhex(token.rpartition(":")[2]), result)
-        else:
-            self.docket.work_done(token, result)
+        """The result of a check's job."""
+        self.docket.work_done(token, result)
 
     def blob(self, hash: bytes, data: bytes | None) -> None:
-        """Bytes that a check or a charge waits for; None when nobody has them."""
+        """Bytes that a check waits for; None when nobody has them."""
         self.docket.blob(hash, data)
-        charges = self._evidence.get(hash)
-        if charges and data is not None:
-            self._look_at(hash, data)
-        elif charges:
-            charges.pop(0)
-            self._fetch_evidence(hash, charges)
 
     def _concluded(self, check: Check) -> None:
         if isinstance(check, PartCheck):
@@ -291,15 +260,31 @@ class Court:
                             excess=check.excess, audit=self.desk.me in doubt.asking)  # fmt: skip
             self._answer(doubt)
 
+    def _conclude_part(self, check: PartCheck) -> None:
+        self.desk.event("reduced_again", peer=check.result.sender.hex(), part=check.part, outcome=check.outcome)
+        round = check.result.statement.round
+        record = self.records.get(round)
+        if check.outcome == "lost":
+            self._list(self.desk.me, check.result.sender, round, LOST)
+        if isinstance(check, TableCheck) and record is not None:
+            for deed, table_statements, table_blobs in check.proofs(decision_statements(record.contribution)):
+                accused = table_statements[0].sender
+                self.charges.charge(deed, accused, record.roles.round, table_statements, table_blobs)
+        if check.outcome != "wrong" or record is None:
+            return
+        statements = [check.result, *decision_statements(record.contribution)]
+        blobs = list(check.blobs.values())
+        self.charges.charge("wrong_reduction", check.result.sender, record.roles.round, statements, blobs)
+
     def _answer(self, doubt: Doubt) -> None:
         """Act on what was found: accuse if that is this member's duty, vote on the accusations that were heard."""
         check, me = doubt.check, self.desk.me
-        vote = self.behaviour.vote(check, self.charter.tolerance)
+        vote = self.behaviour.vote(check, self.state.charter.tolerance)
         accused, of = check.commit.sender, check.roles.round
         for asking in doubt.asking:
             if asking != me:
                 self._list(asking, accused, of, vote)
-            elif self.behaviour.accuses(check, self.charter.tolerance):
+            elif self.behaviour.accuses(check, self.state.charter.tolerance):
                 self._accuse(check)
             elif vote == LOST:
                 self._list(me, accused, of, LOST)
@@ -436,7 +421,8 @@ class Court:
         check = self.docket.findings.get(self._judged(ban))
         if check is not None:
             blobs = [check.blobs[leaf] for leaf in check.leaves if leaf in check.blobs]
-            data = bundle(self.genesis, ban.peer, ban.round, ban.deed, [check.commit, *listing], [*blobs, check.x])
+            statements = [check.commit, *listing]
+            data = bundle(self.state.genesis, ban.peer, ban.round, ban.deed, statements, [*blobs, check.x])
             self.desk.emit(SaveEvidence(ban.peer, ban.round, ban.deed, data))
 
     def _judged(self, ban: Ban) -> Question:
@@ -446,110 +432,6 @@ class Court:
                 if (accuser, of, verdict.vote) == (ban.peer, ban.round, INNOCENT):
                     return accused, of
         return ban.peer, ban.round
-
-    # --- charges ---
-
-    def charge(self, deed: str, accused: PeerId, round: int, statements: list[Message], blobs: list[bytes]) -> None:
-        """Charge a member on evidence that proves itself: save it, tell everybody, list it in the next Commit."""
-        if accused in self.charges or accused == self.desk.me or not self.behaviour.charges(accused, deed):
-            return
-        data = bundle(self.genesis, accused, round, deed, statements, blobs)
-        body = Charge(accused, round, deed, digest(data))
-        self._enter(body, data)
-        self._tell(body)
-
-    def _tell(self, charge: Charge) -> None:
-        """Broadcast an own charge, in a later round if this one's slots are used up."""
-        index = self._next_index()
-        if charge.accused not in self.charges:
-            return
-        if index == CHARGES_PER_ROUND_MAX:
-            self._untold.append(charge)
-            return
-        self.desk.broadcast(
-            self.desk.sign(self.desk.statement(charge, prev=self.desk.run, round=self.round, index=index))
-        )
-
-    def _next_index(self) -> int:
-        """A slot of its own for every charge that this member signs in a round."""
-        used = [m.statement.index for m in self.desk.signed.values() if m.statement.kind == "charge"
-                and m.statement.round == self.round]  # fmt: skip
-        return max(used, default=-1) + 1
-
-    def _enter(self, charge: Charge, data: bytes) -> None:
-        self.charges[charge.accused] = charge
-        self.desk.emit(PutBlob(charge.evidence, data, self.round))
-        self.desk.emit(SaveEvidence(charge.accused, charge.round, charge.deed, data))
-        self.desk.event("charged", peer=charge.accused.hex(), round=charge.round, deed=charge.deed, seen=self.round)
-
-    def charged(self, message: Message, body: Charge) -> None:
-        """Somebody's charge: get the evidence and look at it.
-
-        Raises:
-            InconsistentMessage: outside of its slots, or too many charges of one member in a round.
-        """
-        s = message.statement
-        if (s.prev, s.attempt) != (self.desk.run, 0) or s.index >= CHARGES_PER_ROUND_MAX:
-            raise InconsistentMessage(f"charge of {message.sender.hex()[:8]} outside of its slots")
-        known = self.desk.notice(message) == "known"
-        if known or body.accused in self.charges:
-            return
-        self._heard[message.sender] = self._heard.get(message.sender, 0) + 1
-        if self._heard[message.sender] > CHARGES_PER_ROUND_MAX:
-            raise InconsistentMessage(f"more than {CHARGES_PER_ROUND_MAX} charges in one round")
-        waiting = self._evidence.setdefault(body.evidence, [])
-        waiting.append(message)
-        if len(waiting) == 1:
-            self._fetch_evidence(body.evidence, waiting)
-
-    def _fetch_evidence(self, hash: bytes, charges: list[Message]) -> None:
-        """From who charges first; the next is asked when that one does not have it."""
-        if charges:
-            self.desk.emit(FetchBlob(hash, (charges[0].sender,)))
-        else:
-            del self._evidence[hash]
-
-    def _look_at(self, hash: bytes, data: bytes) -> None:
-        verifier, rule, genesis = self.desk.verifier, self.charter.rule, encode(self.genesis)
-
-        def look() -> Look:
-            try:
-                evidence = open_evidence(data)
-                if evidence.genesis != genesis:
-                    raise InvalidEvidence("of another run")
-                return Look(data, evidence.deed, verify_evidence(evidence, verifier, lambda genesis: rule))
-            except RemoteProtocolError:
-                return Look(data, named_deed(data), None)
-
-        self.desk.emit(Work(f"court:evidence:{hash.hex()}", look))
-
-    def _judge_evidence(self, hash: bytes, look: Look) -> None:
-        for message in self._evidence.pop(hash, []):
-            body, finding = message.body, look.finding
-            assert isinstance(body, Charge)
-            if finding is not None and (finding.accused, finding.round, finding.deed) == (
-                body.accused, body.round, body.deed,
-            ):  # fmt: skip
-                if body.accused not in self.charges:
-                    self._enter(body, look.data)
-            elif look.deed != "false_charge":  # that a false charge is falsely charged has no proof: it is only noise
-                self.charge("false_charge", message.sender, message.statement.round, [message], [look.data])
-
-    def _conclude_part(self, check: PartCheck) -> None:
-        self.desk.event("reduced_again", peer=check.result.sender.hex(), part=check.part, outcome=check.outcome)
-        round = check.result.statement.round
-        record = self.records.get(round)
-        if check.outcome == "lost":
-            self._list(self.desk.me, check.result.sender, round, LOST)
-        if isinstance(check, TableCheck) and record is not None:
-            for deed, table_statements, table_blobs in check.proofs(decision_statements(record.contribution)):
-                accused = table_statements[0].sender
-                self.charge(deed, accused, record.roles.round, table_statements, table_blobs)
-        if check.outcome != "wrong" or record is None:
-            return
-        statements = [check.result, *decision_statements(record.contribution)]
-        blobs = list(check.blobs.values())
-        self.charge("wrong_reduction", check.result.sender, record.roles.round, statements, blobs)
 
 
 def _own_verdicts(contribution: Contribution) -> Iterator[tuple[PeerId, Verdict]]:

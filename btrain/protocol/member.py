@@ -16,6 +16,7 @@ from btrain.protocol.allowance import Allowance
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blobs import Blobs
 from btrain.protocol.catchup import Replay
+from btrain.protocol.charges import Charges
 from btrain.protocol.checking import Checked, Proof
 from btrain.protocol.chronicle import Chronicle, Ledger
 from btrain.protocol.contribution import decision_statements
@@ -98,8 +99,9 @@ class Member:
         self.seats = Seats(self.desk, membership)
         self.blobs = Blobs()
         self.routes = Routes()
-        self.court = Court(self.desk, state.charter, state.genesis, behaviour, draw, state)
-        self.trials = Trials(self.desk, behaviour, self.court.charge, state)
+        self.charges = Charges(self.desk, behaviour, state)
+        self.court = Court(self.desk, behaviour, draw, state, self.charges)
+        self.trials = Trials(self.desk, behaviour, self.charges, state)
         self.replay = Replay(self.desk, self.chronicle.block, state.charter, x_round)
         self.round: Round | None = None
         self.leaving = False
@@ -195,6 +197,7 @@ class Member:
         if self.round is not None:
             self.round.blob(hash, now)
         self.court.blob(hash, data)
+        self.charges.blob(hash, data)
         self.trials.blob(hash, data)
         self.replay.blob(hash, data, self.state, self._sources)
         self.comparison.blob(hash, data)
@@ -247,8 +250,12 @@ class Member:
             number, _, inner = rest.partition(":")
             if self.round is not None and self.round.round == int(number):
                 self.round.work_done(inner, result, now)
+        elif scope == "trial":
+            self.trials.work_done(token, result)
+        elif scope == "charge":
+            self.charges.work_done(token, result)
         else:
-            (self.trials if scope == "trial" else self.court).work_done(token, result)
+            self.court.work_done(token, result)
         return self._done(now)
 
     def applied(self, round: int, state: CutState | None, now: int) -> list[Effect]:
@@ -356,7 +363,7 @@ class Member:
         if isinstance(body, Leave):
             self.seats.leaves(message.sender, self.state.round)
         elif isinstance(body, Charge):
-            self.court.charged(message, body)
+            self.charges.charged(message, body)
         elif isinstance(body, Objection):
             self.trials.objected(message, body)
         elif of > self.state.round or (of == self.state.round and self.round is None):
@@ -475,7 +482,7 @@ class Member:
         number = self.state.round
         return Commit(
             leaves=(),
-            charges=self.court.listed_charges(self.state),
+            charges=self.charges.listed(self.state),
             verdicts=self.court.listed_verdicts(self.state.roster, number),
             admissions=self.seats.admissions(self.state),
             departures=self.seats.departures(number),
@@ -518,6 +525,7 @@ class Member:
         self.desk.forget(block.round - 1)
         self.seats.forget(self.state)
         self.trials.stand_at(self.state)
+        self.charges.stand_at(self.state)
         self.court.stand_at(self.state)
         self._refusals.clear()
         self._listeners = {r: listeners for r, listeners in self._listeners.items() if r >= block.round}
@@ -627,14 +635,14 @@ class Member:
             statements = [statement]
             if deed == "illegal_result" and self.round is not None and self.round.contribution is not None:
                 statements += decision_statements(self.round.contribution)
-            self.court.charge(deed, statement.sender, statement.statement.round, statements, [data])
+            self.charges.charge(deed, statement.sender, statement.statement.round, statements, [data])
         for proof in self._take_proofs():
             accused = proof.statements[0]
-            self.court.charge(proof.deed, accused.sender, accused.statement.round, proof.statements, proof.blobs)
+            self.charges.charge(proof.deed, accused.sender, accused.statement.round, proof.statements, proof.blobs)
         conflicts = [*self.desk.conflicts, *self.chronicle.forks.conflicts]
         self.desk.conflicts, self.chronicle.forks.conflicts = [], []
         for one, other in conflicts:
-            self.court.charge("equivocation", one.sender, one.statement.round, [one, other], [])
+            self.charges.charge("equivocation", one.sender, one.statement.round, [one, other], [])
         self.chronicle.certify()
         if self.round is not None and self.round.block is not None:
             self._conclude(self.round, now)

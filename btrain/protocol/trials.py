@@ -7,7 +7,7 @@ what they find is counted apart from verdicts. Nobody is banned for an objection
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from btrain.protocol.audit import Check, GradientCheck
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blocks import Ban, Block
+from btrain.protocol.charges import Charges
 from btrain.protocol.desk import Desk
 from btrain.protocol.docket import Docket
 from btrain.protocol.effects import SaveEvidence
@@ -44,16 +45,13 @@ class Session:
     trials: dict[PeerId, Message]
 
 
-Charge = Callable[[str, PeerId, int, list[Message], list[bytes]], None]
-
-
 @dataclass
 class Trials:
-    """What trainees hand in, at most one Trial of each in a round. `charge` brings evidence that proves itself."""
+    """What trainees hand in, at most one Trial of each in a round."""
 
     desk: Desk
     behaviour: Behaviour
-    charge: Charge
+    charges: Charges
     state: LedgerState
     docket: Docket = field(init=False)
     judgements: dict[Case, Literal[1, 2]] = field(default_factory=dict)
@@ -170,7 +168,7 @@ class Trials:
         self.desk.event("checked", peer=case[0].hex(), round=case[1], outcome=check.outcome, excess=check.excess,
                         audit=not objectors, trial=True)  # fmt: skip
         if check.illegal is not None:
-            self.charge("illegal_encoding", *case, [check.commit], [check.illegal])
+            self.charges.charge("illegal_encoding", *case, [check.commit], [check.illegal])
         if check.outcome == "unavailable":
             return  # what this member cannot recompute says nothing about the trainee
         vote = self.behaviour.vote(check, tolerance)

@@ -1,0 +1,154 @@
+"""Charges at one member: its own and those it heard, each on evidence that proves itself.
+
+Evidence is verified before a charge is listed; a charge that it does not bear out is charged in turn. Bans happen in
+blocks only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.desk import Desk
+from btrain.protocol.effects import FetchBlob, PutBlob, SaveEvidence, Work
+from btrain.protocol.encoding import PeerId, digest, encode
+from btrain.protocol.errors import InconsistentMessage, InvalidEvidence, RemoteProtocolError
+from btrain.protocol.evidence import Finding, bundle, named_deed, open_evidence, verify_evidence
+from btrain.protocol.ledger import LedgerState
+from btrain.protocol.messages import LISTED_MAX, Charge, Message
+
+CHARGES_PER_ROUND_MAX = 8  # charges of one member that are looked at in one round
+
+
+@dataclass(frozen=True)
+class Look:
+    """What came out of looking at somebody's evidence."""
+
+    data: bytes
+    deed: str  # that the bundle names; empty if it is none
+    finding: Finding | None  # None: it proves nothing
+
+
+@dataclass
+class Charges:
+    """Whom this member charges."""
+
+    desk: Desk
+    behaviour: Behaviour
+    state: LedgerState  # of the open round, in whose slots charges are signed
+    standing: dict[PeerId, Charge] = field(default_factory=dict)  # by accused: one proof is enough
+    _evidence: dict[bytes, list[Message]] = field(default_factory=dict)  # evidence on its way -> charges resting on it
+    _heard: dict[PeerId, int] = field(default_factory=dict)  # charges looked at in this round
+    _untold: list[Charge] = field(default_factory=list)  # own charges that found no slot in their round
+
+    def listed(self, state: LedgerState) -> tuple[Charge, ...]:
+        """Charges against members and trainees, oldest first."""
+        listed = (c for c in self.standing.values() if state.answers(c.accused))
+        return tuple(c for c in listed if self.behaviour.charges(c.accused, c.deed))[:LISTED_MAX]
+
+    def stand_at(self, state: LedgerState) -> None:
+        """The ledger has moved on: drop charges of who is gone, tell what found no slot."""
+        self.state = state
+        self.standing = {accused: c for accused, c in self.standing.items() if state.answers(accused)}
+        self._heard.clear()
+        untold, self._untold = self._untold, []
+        for charge in untold:
+            self._tell(charge)
+
+    def charge(self, deed: str, accused: PeerId, round: int, statements: list[Message], blobs: list[bytes]) -> None:
+        """Charge a member on evidence that proves itself: save it, tell everybody, list it in the next Commit."""
+        if accused in self.standing or accused == self.desk.me or not self.behaviour.charges(accused, deed):
+            return
+        data = bundle(self.state.genesis, accused, round, deed, statements, blobs)
+        body = Charge(accused, round, deed, digest(data))
+        self._enter(body, data)
+        self._tell(body)
+
+    def _tell(self, charge: Charge) -> None:
+        """Broadcast an own charge, in a later round if this one's slots are used up."""
+        index = self._next_index()
+        if charge.accused not in self.standing:
+            return
+        if index == CHARGES_PER_ROUND_MAX:
+            self._untold.append(charge)
+            return
+        self.desk.broadcast(
+            self.desk.sign(self.desk.statement(charge, prev=self.desk.run, round=self.state.round, index=index))
+        )
+
+    def _next_index(self) -> int:
+        """A slot of its own for every charge that this member signs in a round."""
+        used = [m.statement.index for m in self.desk.signed.values() if m.statement.kind == "charge"
+                and m.statement.round == self.state.round]  # fmt: skip
+        return max(used, default=-1) + 1
+
+    def _enter(self, charge: Charge, data: bytes) -> None:
+        self.standing[charge.accused] = charge
+        seen = self.state.round
+        self.desk.emit(PutBlob(charge.evidence, data, seen))
+        self.desk.emit(SaveEvidence(charge.accused, charge.round, charge.deed, data))
+        self.desk.event("charged", peer=charge.accused.hex(), round=charge.round, deed=charge.deed, seen=seen)
+
+    def charged(self, message: Message, body: Charge) -> None:
+        """Somebody's charge: get the evidence and look at it.
+
+        Raises:
+            InconsistentMessage: outside of its slots, or too many charges of one member in a round.
+        """
+        s = message.statement
+        if (s.prev, s.attempt) != (self.desk.run, 0) or s.index >= CHARGES_PER_ROUND_MAX:
+            raise InconsistentMessage(f"charge of {message.sender.hex()[:8]} outside of its slots")
+        known = self.desk.notice(message) == "known"
+        if known or body.accused in self.standing:
+            return
+        self._heard[message.sender] = self._heard.get(message.sender, 0) + 1
+        if self._heard[message.sender] > CHARGES_PER_ROUND_MAX:
+            raise InconsistentMessage(f"more than {CHARGES_PER_ROUND_MAX} charges in one round")
+        waiting = self._evidence.setdefault(body.evidence, [])
+        waiting.append(message)
+        if len(waiting) == 1:
+            self._fetch_evidence(body.evidence, waiting)
+
+    def _fetch_evidence(self, hash: bytes, charges: list[Message]) -> None:
+        """From who charges first; the next is asked when that one does not have it."""
+        if charges:
+            self.desk.emit(FetchBlob(hash, (charges[0].sender,)))
+        else:
+            del self._evidence[hash]
+
+    def blob(self, hash: bytes, data: bytes | None) -> None:
+        """Bytes that a charge waits for; None when who was asked does not have them."""
+        charges = self._evidence.get(hash)
+        if charges and data is not None:
+            self._look_at(hash, data)
+        elif charges:
+            charges.pop(0)
+            self._fetch_evidence(hash, charges)
+
+    def _look_at(self, hash: bytes, data: bytes) -> None:
+        verifier, rule, genesis = self.desk.verifier, self.state.charter.rule, encode(self.state.genesis)
+
+        def look() -> Look:
+            try:
+                evidence = open_evidence(data)
+                if evidence.genesis != genesis:
+                    raise InvalidEvidence("of another run")
+                return Look(data, evidence.deed, verify_evidence(evidence, verifier, lambda genesis: rule))
+            except RemoteProtocolError:
+                return Look(data, named_deed(data), None)
+
+        self.desk.emit(Work(f"charge:{hash.hex()}", look))
+
+    def work_done(self, token: str, look: object) -> None:
+        """What came out of looking at evidence: enter the charges that it bears out, charge who made the others."""
+        assert isinstance(look, Look)
+        for message in self._evidence.pop(bytes.fromhex(token.removeprefix("charge:")), []):
+            body, finding = message.body, look.finding
+            assert isinstance(body, Charge)
+            if finding is not None and (finding.accused, finding.round, finding.deed) == (
+                body.accused, body.round, body.deed,
+            ):  # fmt: skip
+                if body.accused not in self.standing:
+                    self._enter(body, look.data)
+            elif look.deed != "false_charge":  # that a false charge is falsely charged has no proof: it is only noise
+                self.charge("false_charge", message.sender, message.statement.round, [message], [look.data])
