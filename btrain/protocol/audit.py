@@ -24,8 +24,6 @@ from btrain.protocol.reduction import encode_gradient, open_part, reduce_committ
 from btrain.protocol.roles import PartLayout, Roles
 from btrain.protocol.verdicts import GUILTY, INNOCENT, LOST, UNSURE
 
-__all__ = ["GUILTY", "INNOCENT", "UNSURE", "Check", "GradientCheck", "PartCheck", "excess"]
-
 SLACK = 1 + 1e-5  # rounding of scale / 2 itself
 PART_FLOOR = 1e-3  # a part counts as at least this share of its even share of |g'|: dead units convict nobody
 ACCUSED = 4.0  # tolerances beyond which a gradient is accused

@@ -75,7 +75,7 @@ class Desk:
     signed: dict[bytes, Message] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     conflicts: list[tuple[Message, Message]] = field(default_factory=list)
-    _seen: dict[PeerId, _Record] = field(default_factory=dict)  # bounded by the roster: only members' are noticed
+    _seen: dict[PeerId, _Record] = field(default_factory=dict)  # bounded: only members' and trainees' are noticed
 
     @property
     def me(self) -> PeerId:

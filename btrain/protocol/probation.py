@@ -17,8 +17,8 @@ from btrain.protocol.encoding import PeerId, sha256
 from btrain.protocol.messages import TRAINEES_MAX, Admission, Commit, Judgement, TrialEntry
 from btrain.protocol.randomness import permutation
 from btrain.protocol.roster import Anchor, Roster
+from btrain.protocol.verdicts import GUILTY
 
-GUILTY: Final = 1  # a judgement; the other one is that the work is not clean
 SILENT_ROUNDS_MIN: Final = 16  # a trainee without a recorded trial for so long, or 2 k rounds, makes room
 
 Case = tuple[PeerId, int]  # trainee, round of the trial

@@ -13,7 +13,7 @@ from btrain.charter import charter_of
 from btrain.config import RunConfig
 from btrain.errors import BtrainError
 from btrain.identity import peer_id_text
-from btrain.protocol.audit import GUILTY, INNOCENT, excess
+from btrain.protocol.audit import excess
 from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.evidence import Evidence, Finding, open_evidence, verify_evidence
@@ -22,6 +22,7 @@ from btrain.protocol.messages import Commit, Judgement, Message, Trial, Verifier
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.reduction import encode_gradient, open_part
 from btrain.protocol.roles import PartLayout
+from btrain.protocol.verdicts import GUILTY, INNOCENT
 from btrain.storage.evidence_store import read_evidence
 from btrain.verify.reading import GENESIS, LEDGER, InvalidRecord, Record, contract_of
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from btrain.kernels import QuantizedBlocks, dequantize_blockwise
-from btrain.protocol.audit import GUILTY, INNOCENT, UNSURE, GradientCheck, excess
+from btrain.protocol.audit import GradientCheck, excess
 from btrain.protocol.encoding import digest
 from btrain.protocol.reduction import encode_gradient
 from btrain.protocol.roles import PartLayout
+from btrain.protocol.verdicts import GUILTY, INNOCENT, UNSURE
 
 T = 1e-4
 NUMEL = 20_000
