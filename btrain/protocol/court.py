@@ -103,10 +103,10 @@ class Court:
     # --- rounds ---
 
     def stand_at(self, state: LedgerState) -> None:
-        """The ledger has moved on: begin the sweeps that its last block has opened."""
-        self.state = state
+        """The ledger has moved on, perhaps by many blocks: begin the sweeps that they have opened."""
+        begun, self.state = self.state.sweeps, state
         for sweep in state.sweeps:
-            if sweep.opened == state.round - 1:
+            if sweep not in begun:
                 self._sweep(sweep)
         self._keep_parameters()
 

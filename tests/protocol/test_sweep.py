@@ -13,7 +13,7 @@ from btrain.adversary.registry import get_adversary
 from btrain.adversary.validator import CustodyLoss, FalseAccuse
 from btrain.protocol.behaviour import Behaviour, Replay
 from btrain.protocol.blocks import Ban
-from btrain.protocol.effects import Effect, Send
+from btrain.protocol.effects import Effect, Event, Send
 from btrain.protocol.encoding import decode, sha256
 from btrain.protocol.messages import ENVELOPE_BYTES_MAX, Envelope, Statement
 from btrain.protocol.packets import Envelopes, decode_packet
@@ -241,6 +241,19 @@ def test_who_is_killed_in_a_sweep_returns_and_the_sweep_ends_without_him(run: Ru
     world = run.world(8, 20, seed=1, faults=faults, byzantine={1: Reversed(), 3: Reversed()})
     run.to_the_end(world, faults)
     assert set(run.bans(world)) == {keys[1].public_key, keys[3].public_key}
+
+
+def test_who_takes_many_blocks_at_once_begins_the_sweep_that_any_of_them_opened_and_once(run: Run) -> None:
+    world = run.world(4, 6, seed=1)
+    run.to_the_end(world, Faults())
+    court = world.node(world.honest[0]).member.court
+    state = court.state
+    sweep = Sweep(state.run, 4, state.round, state.round + SWEEP_ROUNDS, RANDOMNESS, state.roster.members, 4)
+    court.desk.take()
+    for blocks in (3, 4):
+        court.stand_at(replace(state, round=state.round + blocks, sweeps=(sweep,)))
+    begun = [effect for effect in court.desk.take() if isinstance(effect, Event) and effect.name == "sweep"]
+    assert [event.fields["round"] for event in begun] == [4]
 
 
 def test_a_flood_of_accusations_bans_its_signers_and_makes_nobody_recompute_twice(run: Run) -> None:
