@@ -33,7 +33,7 @@ BOUNDS: Final = {
     "complaint_flood": "one part more through a relay for each complaint; at worst a pair out of one round's sum",
     "just_inside_sketch": "about the rounding error of the parts that it reduces, until one of them is audited",
     "withhold_table": "its part does not count in that round",
-    "slow_drip": "each step waits for less than Delta; lateness seen by more than b + 1 members costs the seat",
+    "slow_drip": "each step waits for less than Delta; it costs no seat",
     "garbage": "its connection is closed",
     "oversize": "its connection is closed",
     "flood": "rates and tables are bounded",
