@@ -15,6 +15,7 @@ from btrain.identity import create_key, peer_id_text
 from btrain.storage.durable import replace_file, storage_error
 
 RESTART = "restart_mid_round"
+SIMULATED_ONLY = ("kill", "broken_link")
 LOCAL_LISTEN = "/ip4/127.0.0.1/tcp/0"
 
 
@@ -73,9 +74,9 @@ class SwarmPlan:
             raise ConfigError(f"--byzantine {byzantine}: name what they do with --attack, for example sign_flip")
         if attacks and not byzantine:
             raise ConfigError(f"--attack {attacks[0]}: say how many attack with --byzantine, at most {limit} here")
-        for fate in ("kill", "broken_link"):
-            if fate in attacks:
-                raise ConfigError(f"--attack {fate}: `btrain simulate` does that to honest peers; kill a process here")
+        for attack in attacks:
+            if attack.partition(":")[0].strip() in SIMULATED_ONLY:
+                raise ConfigError(f"--attack {attack}: `btrain simulate` does that to honest peers")
         if attack_from >= config.rounds:
             raise ConfigError(f"--attack-from {attack_from}: the run's last round is {config.rounds - 1}")
         chosen = sorted(random.Random(seed).sample(range(1, peers), byzantine))

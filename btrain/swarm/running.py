@@ -19,7 +19,7 @@ from btrain.protocol.quorum import quorum
 from btrain.simulation.report import Report
 from btrain.swarm.child import LOG
 from btrain.swarm.outcome import Outcome
-from btrain.swarm.plan import RESTART, PlannedPeer, SwarmPlan
+from btrain.swarm.plan import PlannedPeer, SwarmPlan
 from btrain.swarm.processes import LEAVE_GRACE_S, Processes, last_words, start_server, stop_server
 from btrain.swarm.report import compared, report_of, write_report
 
@@ -107,11 +107,8 @@ def _exit_code(report: Report, swarm: Swarm) -> int:
 def check_attacks(plan: SwarmPlan) -> None:
     """Raise ConfigError for an attack that is unknown, has a wrong option or begins after the run's end."""
     from btrain.adversary import first_round
-    from btrain.adversary.registry import HONEST, attack_name
 
     for attack in plan.attacks:
-        if attack_name(attack) in set(HONEST) - {RESTART}:
-            raise ConfigError(f"--attack {attack}: happens in a simulation only: btrain simulate")
         starts = first_round(attack, plan.attack_from)
         if starts >= plan.config.rounds:
             last = plan.config.rounds - 1
