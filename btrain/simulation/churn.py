@@ -24,7 +24,7 @@ from btrain.simulation.signatures import simulated_keys
 from btrain.simulation.world import World
 
 SECOND = 1_000_000
-OVERLAP = 3  # newcomers come this many times earlier in the period than those whom they replace go
+OVERLAP = 3  # newcomers come as a period begins; whom they replace goes when one such part of it is over
 
 
 @dataclass(frozen=True)

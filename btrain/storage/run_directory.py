@@ -6,7 +6,9 @@ run.json           which contract and which identity the directory belongs to
 genesis            of the run, once it is founded      chain.salt    of this peer's hash chain in it
 signed.log         what was signed, by slot          journal       the open round
 ledger             blocks and certificates           evidence/     proofs of misdeeds
-custody/           parts and results of late rounds  checkpoints/  safetensors
+ledger.fork-T-N    a chain given up at block T       initial.safetensors   x[0], to return to
+custody/           parts, results, pieces of states  checkpoints/  safetensors
+peers.json         where members were last reached
 events.jsonl, metrics.jsonl, status.json             lock          held while a process runs
 """
 
