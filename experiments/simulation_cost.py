@@ -71,6 +71,7 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
     middle = median(row["cpu_s_per_round"] / row["peers"] ** 2 for row in rows)
     axes.loglog(sizes, [middle * n**2 for n in sizes], "--", label="proportional to n squared")
     axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.minorticks_off()  # their labels would lie over those of the sizes
     axes.set(xlabel="peers", ylabel="CPU seconds a round, all peers together", title="Cost of a simulated round")
     axes.legend()
     figure.tight_layout()
