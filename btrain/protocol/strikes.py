@@ -2,8 +2,8 @@
 
 In its Commit a member lists whose part never came to it in the round before. Whom more than b + 1 members reproach
 within a few rounds loses its seat as if it had been silent. At most b of them lie and one may sit behind a broken link,
-so nobody is struck who works; and no member is struck for what it says. An aggregator whose part had to be reduced by another is
-relieved of that work for a while, which costs nobody anything, whoever is to blame.
+so nobody is struck who works; and no member is struck for what it says. An aggregator whose part had to be
+reduced by another is relieved of that work for a while, which costs nobody anything, whoever is to blame.
 """
 
 from __future__ import annotations
