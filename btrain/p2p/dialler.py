@@ -107,7 +107,7 @@ class Dialler:
                         await self._dial_address(peer, address)
                     return
                 except trio.TooSlowError:
-                    error = LinkLost("no answer")
+                    error = LinkLost(f"no answer in {trio.current_time() - begin:.1f} s")
                 except (WrongPeer, WrongRun, ConnectionRefused) as refusal:
                     answer = answer or refusal
                 except NetworkError as failure:
@@ -115,7 +115,7 @@ class Dialler:
             if answer is not None:
                 raise answer
             where = ", ".join(str(address) for address in addresses) or peer_id_text(peer)
-            raise PeerUnreachable(f"cannot reach {where} (tried for {trio.current_time() - begin:.1f} s): {error}")
+            raise PeerUnreachable(f"cannot reach {where}: {error}")
 
     async def _dial_address(self, peer: bytes, address: Address) -> None:
         try:

@@ -67,4 +67,5 @@ class Joining:
         if answered:
             raise answered[0]
         first = silent[0]
-        raise PeerUnreachable(f"{first}; is that peer running, and is the address the one it printed?") from first
+        advice = f"tried for {PATIENCE_S:.0f} s; is that peer running, and is the address the one it printed?"
+        raise PeerUnreachable(f"{first}; {advice}") from first

@@ -405,7 +405,7 @@ def test_a_peer_that_does_not_answer_is_unreachable_in_time(lab: Any) -> None:
             mute.listen()
             async with lab.network(limits=replace(lab.limits, dial_timeout_s=0.3)) as (a, _):
                 peer = peer_id_text(SigningKey.generate().public_key)
-                with pytest.raises(PeerUnreachable, match=r"tried for 0\.\d s.*no answer"):
+                with pytest.raises(PeerUnreachable, match=r"no answer in 0\.\d s"):
                     await a.connect(f"/ip4/127.0.0.1/tcp/{mute.getsockname()[1]}/p2p/{peer}")
 
     lab.run(test)
