@@ -53,6 +53,15 @@ class Knowledge:
                 return certain
         return None
 
+    @property
+    def known_digests(self) -> set[bytes]:
+        """Digests of the values whose items this member knows."""
+        state = self.state
+        suggested = {suggestion.digest for known in state.proposals.values() for suggestion in known}
+        certain = (state.decided, None if state.highest is None else dict(state.highest.items))
+        told = {digest for digest, _ in state.values.values()}
+        return suggested | told | {self.rules.digest(items) for items in certain if items is not None}
+
     # --- taking messages ---
 
     def _check(self, sender: PeerId, payload: Payload) -> None:

@@ -11,6 +11,7 @@ from btrain.protocol.effects import AppendBlock, RollBack
 from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.errors import ForeignMessage, InconsistentMessage
 from btrain.protocol.forks import FORK_ROUNDS_MAX, Forks, Height, History
+from btrain.protocol.holdings import Holdings
 from btrain.protocol.ledger import Block, LedgerState, check_certificate, open_block
 from btrain.protocol.packets import BLOCKS_MAX, PACKET_BYTES_MAX, Blocks, CertifiedBlock, Where
 from btrain.protocol.round import Round
@@ -18,6 +19,7 @@ from btrain.protocol.round import Round
 BLOCKS_KEPT = 64  # decoded blocks in memory
 KEPT_PERIODS = 4  # of custody and certification: for so long newcomers can follow although no state is certified
 ANSWERS_MAX = 4  # for a member or trainee in Delta / 2; a stranger gets one
+RETELLINGS_MAX = 2  # of the open rounds, for a member or trainee in Delta
 QUIET_DELTAS = 4  # when nothing was decided for so long, something may have been lost: ask
 
 
@@ -39,6 +41,8 @@ class Chronicle:
         self._asked_us = -(10**12)
         self._answers = Allowance(ANSWERS_MAX, max(1, state.charter.message_us // 2))
         self._searches = Allowance(1, max(1, state.charter.message_us // 2))
+        self._retellings = Allowance(RETELLINGS_MAX, state.charter.message_us)
+        self._summaries = 0  # made so far
         self.history = History(state, ledger.read)
         self.forks = Forks(desk.verifier, self.history.before)
         self.two_chains = False  # shown to one who was no member where they part, and cannot tell which is right
@@ -88,31 +92,38 @@ class Chronicle:
 
     # --- where everybody is ---
 
-    @property
-    def _next(self) -> Where:
+    def greet(self, peer: PeerId) -> None:
+        """Say where we are to a peer that is connected again, and is told the open rounds anyway."""
+        self.desk.send(self._where(None), peer)
+
+    def tell(self, to: PeerId | None, opened: Round | None) -> None:
+        """Say where we are: who is ahead answers with blocks, who is as far with what is lacking here."""
+        rounds = (*self.uncertified.values(), *([opened] if opened else []))
+        self.desk.send(self._where(Holdings.of(set().union(*(r.held for r in rounds)), self._summaries)), to)
+        self._summaries += 1
+
+    def _where(self, held: Holdings | None) -> Where:
         """The next block that this member lacks, certified."""
         number = min(self.uncertified, default=self.state.round)
         lacking = self.uncertified.get(number)
-        return Where(number, self.state.head if lacking is None else lacking.state.head)
-
-    def tell(self, to: PeerId | None) -> None:
-        """Say where we are: who is ahead answers with blocks, who is as far with the open decisions."""
-        self.desk.send(self._next, to)
+        return Where(number, self.state.head if lacking is None else lacking.state.head, held)
 
     def quiet(self, now: int) -> bool:
         """Whether nothing moved for a while."""
-        return now - self.decided_us >= QUIET_DELTAS * self.state.charter.message_us or bool(self.uncertified)
+        since, delta_us = now - self.decided_us, self.state.charter.message_us
+        overdue = len(self.uncertified) > 1 or (bool(self.uncertified) and since >= delta_us)
+        return since >= QUIET_DELTAS * delta_us or overdue
 
-    def ask(self, peer: PeerId, now: int) -> None:
+    def ask(self, peer: PeerId, opened: Round | None, now: int) -> None:
         """Ask a peer that seems to be ahead."""
         if now - self._asked_us >= self.state.charter.message_us:
             self._asked_us = now
-            self.tell(peer)
+            self.tell(peer, opened)
 
     def answer(self, sender: PeerId, where: Where, opened: Round | None, now: int) -> None:
         """Help a peer on from where it is."""
         if where.round > self.state.round:
-            self.ask(sender, now)
+            self.ask(sender, opened, now)
         elif self._answers.spend(sender, 1 if self.state.answers(sender) else ANSWERS_MAX, now):
             known = self._head_before(where.round)
             apart = known != where.head  # another chain: show where they part
@@ -120,8 +131,13 @@ class Chronicle:
             if blocks:
                 self.desk.send(Blocks(tuple(blocks)), sender)
             elif where.round + 1 >= self.state.round and self.state.answers(sender):
-                for target in (*self.uncertified.values(), *([opened] if opened else [])):
-                    target.resend(sender, now)
+                self._retell(sender, where.held, opened, now)
+
+    def _retell(self, to: PeerId, held: Holdings | None, opened: Round | None, now: int) -> None:
+        """Send what a peer lacks of the open rounds."""
+        if held is not None and self._retellings.spend(to, 1, now):
+            for target in (*self.uncertified.values(), *([opened] if opened else [])):
+                target.resend(to, held, now)
 
     def _head_before(self, round: int) -> bytes:
         """Hash of the block before block `round`."""
@@ -228,7 +244,7 @@ class Chronicle:
             self.append(open_block(chosen.block), now)
             self._fresh.append(open_block(chosen.block))
             self._write(block.round, chosen)
-            self.tell(None)
+            self.tell(None, None)
 
     def _roll_back(self, round: int) -> None:
         self.state = self.history.undo(round)

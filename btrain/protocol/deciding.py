@@ -20,6 +20,7 @@ from btrain.protocol.desk import Desk
 from btrain.protocol.effects import CancelTimer, Journal, SetTimer
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import RemoteProtocolError
+from btrain.protocol.holdings import Holdings
 from btrain.protocol.ledger import LedgerState
 from btrain.protocol.messages import Commit, Message
 from btrain.protocol.packets import Value, ValueRequest
@@ -240,9 +241,26 @@ class Deciding:
         if engine is not None:
             self._drive(packet.decision, engine.value(sender, dict(packet.items), now), now)
 
-    def resend(self, to: PeerId, now: int) -> None:
-        """Everything of the open decisions, to a peer that may have missed it."""
-        self.statements.push_all(to)
+    @property
+    def held(self) -> set[bytes]:
+        """Hashes of the statements that are here, and digests of the values whose items are."""
+        return self.statements.held.union(*(engine.known_digests for engine in self.engines if engine is not None))
+
+    def resend(self, to: PeerId, held: Holdings, now: int) -> None:
+        """Everything of the open decisions to a peer that may have missed it, but for what it says it holds."""
+        told = self.statements.all()
         for index, engine in enumerate(self.engines):
-            if engine is not None:
-                self._drive(index, engine.resend(to, now), now)
+            for effect in () if engine is None else engine.resend(to, now):
+                match effect:
+                    case engine_effects.Forward(envelopes) if effect.to == to:
+                        opened = (self.desk.verifier.open(envelope, self.state.run) for envelope in envelopes)
+                        told |= {message.hash: message.data for message in opened}
+                    case engine_effects.PushBodies() if effect.to == to:
+                        pass  # they are among all that is kept
+                    case engine_effects.PushValue(items) if effect.to == to:
+                        if held.lacking([RULES[index](cast("Round", self)).digest(items)]):
+                            self._exchange_values(index, effect)
+                    case _:
+                        self._drive(index, [effect], now)
+        lacking = held.lacking(told)
+        self.statements.send((data for hash, data in told.items() if hash in lacking), to)

@@ -29,6 +29,7 @@ from btrain.protocol.encoding import PeerId
 from btrain.protocol.errors import NotAMember, RemoteProtocolError, StaleMessage
 from btrain.protocol.healing import Comparison, Condition
 from btrain.protocol.hearing import Listeners
+from btrain.protocol.holdings import NOTHING
 from btrain.protocol.ledger import Block, Contribution, LedgerState
 from btrain.protocol.messages import (
     LISTED_MAX,
@@ -209,9 +210,9 @@ class Member:
         """A peer is there (again): both sides say where they are and send the open decisions again."""
         self._connected.add(peer)
         self.routes.connected(peer)
-        self.chronicle.tell(peer)
+        self.chronicle.greet(peer)
         if self.round is not None and self.state.roster.seat(peer) is not None:
-            self.round.resend(peer, now)
+            self.round.resend(peer, NOTHING, now)
         return self._done(now)
 
     def disconnected(self, peer: PeerId, now: int) -> list[Effect]:
@@ -357,7 +358,7 @@ class Member:
         if self.state.roster.seat(message.sender) is None:
             raise NotAMember(f"{message.statement.kind} of {message.sender.hex()[:8]}, which holds no seat")
         if of > self.state.round + ROUNDS_AHEAD_MAX:
-            self.chronicle.ask(sender, now)
+            self.chronicle.ask(sender, self.round, now)
         if abs(of - self.state.round) > ROUNDS_AHEAD_MAX:
             raise StaleMessage(f"{message.statement.kind} of round {of} in round {self.state.round}")
         if isinstance(body, Leave):
@@ -390,7 +391,7 @@ class Member:
         if len(waiting) < FUTURE_MAX:
             waiting.setdefault(message.hash, (message, sender))
         if message.statement.round > self.state.round:
-            self.chronicle.ask(sender, now)
+            self.chronicle.ask(sender, self.round, now)
 
     def _to_round(self, message: Message, sender: PeerId, now: int) -> None:
         target = self._round_of(message.statement.round)
@@ -570,7 +571,7 @@ class Member:
     def _on_where_timer(self, now: int) -> None:
         seatless = self.state.roster.seat(self.me) is None
         if self.chronicle.quiet(now) or seatless:
-            self.chronicle.tell(None)
+            self.chronicle.tell(None, self.round)
         self._settle(now)
         if seatless and not self._halted:
             self._ask(ready=self.round is not None)
@@ -604,7 +605,7 @@ class Member:
         if fresh:
             self._abandon_round()
             self.desk.event("caught_up", round=self.state.round)
-            self.chronicle.tell(None)
+            self.chronicle.tell(None, None)
         self._settle(now)
 
     def _undo(self, round: int) -> None:

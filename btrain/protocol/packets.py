@@ -9,6 +9,7 @@ import msgspec
 from btrain.protocol.agreement_messages import ItemKey
 from btrain.protocol.encoding import MEMBERS_MAX, U16, U32, Hash
 from btrain.protocol.errors import MalformedMessage, NonCanonicalMessage, OversizedMessage
+from btrain.protocol.holdings import Holdings
 from btrain.protocol.messages import ENVELOPE_BYTES_MAX
 
 PACKET_BYTES_MAX = 64 * 1024
@@ -31,10 +32,11 @@ class Envelopes(Packet, frozen=True, tag="e"):
 
 class Where(Packet, frozen=True, tag="w"):
     """'My next round and last block are these': sent on connecting and when nothing moves. A peer ahead answers with
-    blocks, a peer in the same round with the messages of its open decisions."""
+    blocks, a peer in the same round with what is not in `held`, if that is there."""
 
     round: U32
     head: Hash
+    held: Holdings | None = None
 
 
 class CertifiedBlock(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

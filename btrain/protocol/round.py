@@ -177,12 +177,14 @@ class Round(Deciding):
         if isinstance(body, ENGINE_PAYLOADS):
             self._on_engine(message, body, now)
         elif isinstance(body, Table) and not self.checking.awaits(message):
-            return
+            pass
         elif notice == "second":
             self._on_second(message, now)
         else:
             self.statements.keep(message)
             self._take(message, now)
+        if notice != "ignored":
+            self.statements.took(message)
 
     def _counts_once_more(self, message: Message) -> bool:
         """A liar's third Final may be among those that decided for somebody; the engine keeps few of them."""

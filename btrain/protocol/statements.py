@@ -53,6 +53,7 @@ class Statements:
         self.receipts: list[Message] = []
         self._result_sets: dict[PeerId, list[bytes]] = {}
         self._opens: set[tuple[PeerId, bytes]] = set()  # links found on their chains: one a member
+        self._taken: set[bytes] = set()  # by hash, in whatever form they are kept: two of a slot
 
     # --- what may stand in the round ---
 
@@ -149,6 +150,16 @@ class Statements:
 
     # --- keeping ---
 
+    def took(self, message: Message) -> None:
+        """A statement was taken in: it needs not come again."""
+        self._taken.add(message.hash)
+
+    @property
+    def held(self) -> set[bytes]:
+        """Hashes of all that was taken in or signed here."""
+        own = {m.hash for m in self.desk.signed.values() if m.statement.prev == self.state.head}
+        return self._taken | own
+
     def keep(self, message: Message) -> None:
         """Keep a checked statement."""
         body = message.body
@@ -191,6 +202,7 @@ class Statements:
         dropped = {hash for hash, m in self.results.get(ctx, {}).items() if m.sender == signer}
         self.results[ctx] = {hash: m for hash, m in self.results.get(ctx, {}).items() if hash not in dropped}
         self.bodies = {hash: m for hash, m in self.bodies.items() if hash not in dropped}
+        self._taken -= dropped
         if not self.results[ctx]:
             del self.results[ctx]
 
@@ -233,9 +245,9 @@ class Statements:
         known |= {m.hash: m for m in self.desk.noticed() if m.statement.prev == self.state.head}
         return [message.data for message in known.values() if message.sender in members]
 
-    def push_all(self, to: PeerId) -> None:
-        """Hand on everything."""
-        self.send([message.data for message in (*self.bodies.values(), *self.links.values())], to)
+    def all(self) -> dict[bytes, bytes]:
+        """The envelopes of all that is kept, by hash."""
+        return {message.hash: message.data for message in (*self.bodies.values(), *self.links.values())}
 
     def send(self, envelopes: Iterable[bytes], to: PeerId | None) -> None:
         """Send envelopes in packets that fit."""
