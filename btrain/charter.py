@@ -35,4 +35,5 @@ def charter_of(config: RunConfig) -> Charter:
         custody_rounds=verification.custody_rounds,
         sweep=verification.sweep,
         state_tolerance=verification.state_tolerance,
+        banned=frozenset(config.banned),
     )

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +27,17 @@ from btrain.charter import charter_of
 from btrain.config import RunConfig, load
 from btrain.data import Batch, Source
 from btrain.errors import BtrainError, ConfigError
-from btrain.identity import KeyFile, peer_id_bytes
+from btrain.identity import KeyFile, SigningKey, peer_id_bytes
 from btrain.peer.learning import ComputeHere, Learning, LoadHere, Stop
 from btrain.peer.options import PeerOptions
+from btrain.peer.origin import Origin, founder_needs_state
 from btrain.peer.store import Store
 from btrain.progress import StatusFile
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.effects import Apply
-from btrain.protocol.encoding import digest, sha256
+from btrain.protocol.encoding import digest
 from btrain.storage.durable import StorageError
-from btrain.storage.run_directory import RunDirectory
+from btrain.storage.run_directory import RunDirectory, run_was_founded
 from btrain.storage.streams import read_json_lines
 from btrain.training import (
     Evaluation,
@@ -51,9 +52,10 @@ from btrain.training import (
     flatten,
 )  # fmt: skip
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from btrain.verify.parent import Fork
 
-PROBE_SEED = sha256(b"btrain/probe/v1")
+logger = logging.getLogger(__name__)
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -102,9 +104,10 @@ class Run:
         base = None if isinstance(config, RunConfig) else Path(config).resolve().parent
         self.task, self._listener = task, on_event
         opaque = loaded.data is None or isinstance(model, Parameters)
+        loaded, self._fork = _going_on(loaded, self.options)
         built = None if opaque else build_training(loaded, model=model, task=task, base=base)
         self.source: Source | None = built.source if built else None
-        self.config = loaded.with_fingerprint(built.source.fingerprint()) if built else loaded
+        self.config = built.config if built else loaded
         self.default_trainer = built.trainer if built else None
         self._model = built.trainer.model if built else model
         self._sampler: GradientOracle | None = built.oracle if built else None
@@ -122,6 +125,7 @@ class Run:
         self._evaluations = ThreadPoolExecutor(1, "btrain-evaluation")
         self._evaluating: Future[Evaluation | None] | None = None
         self._directory: RunDirectory | None = None
+        self._origin: Origin
         self._status: StatusFile | None = None
         self._shell: Any = None
         self._leave_asked = False
@@ -141,9 +145,8 @@ class Run:
         if self._learning is not None:
             raise LoopError("this run has an optimizer already")
         trainer = self._trainer(optimizer)
-        x = trainer.parameters()
         try:
-            self._start(trainer, digest(x.numpy().tobytes()), self._probe(x))
+            self._start(trainer)
         except BaseException:
             self._resources.close()
             raise
@@ -167,28 +170,26 @@ class Run:
             self.oracle = build_oracle(self.config, model, self.source, task=self.task)
         return Trainer(model, optimizer, schedule, evaluator)
 
-    def _probe(self, x: Tensor) -> tuple[float, int]:
-        """The norm of one gradient, the same on every machine, and how many milliseconds this one takes for it."""
-        if self.oracle is None:
-            return 0.0, 0
-        begin = time.perf_counter()
-        norm = float(self.oracle.gradient(x, PROBE_SEED).norm())
-        return norm, max(1, round(1000 * (time.perf_counter() - begin)))
-
-    def _start(self, trainer: Trainer, x0: bytes, probe: tuple[float, int]) -> None:
+    def _start(self, trainer: Trainer) -> None:
         from btrain.peer.setting import Setting, begin
         from btrain.peer.shell import Shell
 
         config, options, behaviour = self.config, self.options, self._behaviour
-        run_dir = options.run_dir or Path(config.local.run_dir)
-        identity = options.identity or config.local.identity or RunDirectory.identity_path(run_dir)
-        key_file = self._resources.enter_context(KeyFile.open_or_create(identity))
-        self._directory = self._resources.enter_context(
-            RunDirectory.open(run_dir, contract=config.contract_hash(), identity=key_file.key.public_key)
-        )
-        self._directory.save_config(config.to_yaml())
+        run_dir, joins = options.run_dir or Path(config.local.run_dir), options.join or tuple(config.local.join)
+        founded = run_was_founded(run_dir)
+        if founder_needs_state(config) and not founded and not joins:
+            raise ConfigError(
+                "this peer founds the run, so it needs the state that the run starts from: name it by --fork-from or "
+                "model.from, or --join a run that is founded"
+            )
+        key, self._directory = self._open_directory(run_dir)
         self._status = StatusFile(self._directory, read_json_lines(self._directory.events.path))
-        learning = Learning(trainer, self.oracle, behaviour)
+        store = Store(self._directory, charter_of(config))
+        self._origin = Origin(config, trainer, self.oracle, store.initial, self._inherited(run_dir))
+        start = self._origin.begin(founded=founded)
+        if config.start_fingerprint is not None:
+            self._tell(self._origin.event(start))
+        learning = Learning(trainer, self.oracle, behaviour, here=start.x0 is not None)
         if self.oracle is None:
             self._warn(
                 "no task: others cannot recompute this run's gradients, so only the aggregation and the protocol's "
@@ -196,10 +197,9 @@ class Run:
             )
         announce = options.announce or config.local.announce
         setting = Setting(
-            config=config, key=key_file.key, store=Store(self._directory, charter_of(config)), learning=learning,
-            behaviour=behaviour, probe_norm=probe[0], probe_ms=probe[1], x0=x0, numel=trainer.numel,
-            listen=options.listen or config.local.listen, announce=_as_tuple(announce),
-            join=options.join or tuple(config.local.join), on_event=self._tell,
+            config=config, key=key, store=store, learning=learning, behaviour=behaviour, start=start,
+            numel=trainer.numel, listen=options.listen or config.local.listen, announce=_as_tuple(announce),
+            join=joins, on_event=self._tell,
         )  # fmt: skip
         self._shell = Shell(setting, begin(setting))
         if self._leave_asked:
@@ -207,6 +207,26 @@ class Run:
         self._learning = learning
         self._thread = threading.Thread(target=self._shell.serve, name="btrain-protocol", daemon=True)
         self._thread.start()
+
+    def _open_directory(self, run_dir: Path) -> tuple[SigningKey, RunDirectory]:
+        """The key and the run directory, both locked until the end."""
+        config = self.config
+        identity = self.options.identity or config.local.identity or RunDirectory.identity_path(run_dir)
+        key = self._resources.enter_context(KeyFile.open_or_create(identity)).key
+        if key.public_key in config.banned:
+            raise ConfigError(f"the identity in {identity} was banned in the run that this one goes on from")
+        directory = self._resources.enter_context(
+            RunDirectory.open(run_dir, contract=config.contract_hash(), identity=key.public_key)
+        )
+        directory.save_config(config.to_yaml())
+        return key, directory
+
+    def _inherited(self, run_dir: Path) -> bytes | None:
+        """The state that a parent run leaves to a new one, once its record is kept beside."""
+        if self._fork is None:
+            return None
+        self._fork.keep_record(run_dir)
+        return self._fork.state
 
     def leave(self) -> None:
         """Ask to leave in order; `batches` ends soon after. From any thread, also from a signal's handler."""
@@ -368,7 +388,10 @@ class Run:
                 self._shell.applied(command, learning.apply(command))
                 self._evaluate(command.round + 1)
             case LoadHere(round, state):
+                given = learning.x_round < 0
                 learning.restart_at(round, state)
+                if given:
+                    self._origin.given(state, self._shell.member.state.genesis)
                 self._shell.state_loaded(round)
             case Stop():
                 self.stopped = command
@@ -448,6 +471,15 @@ class Run:
 
 
 _METRICS = ("step", "void", "contributors", "clipped_share", "losses_left", "heals", "seconds")
+
+
+def _going_on(config: RunConfig, options: PeerOptions) -> tuple[RunConfig, Fork | None]:
+    """The configuration with the run named that it goes on from, and that run's record until the new one is founded."""
+    if config.local.fork_from is None:
+        return config, None
+    from btrain.verify.parent import going_on
+
+    return going_on(config, config.local.fork_from, options.run_dir or config.local.run_dir)
 
 
 def _behaviour(options: PeerOptions, seed: int) -> Behaviour:

@@ -28,6 +28,7 @@ _OF_PROCESSES = (
     "peer/test_gpt.py",
     "peer/test_joining.py",
     "peer/test_leaving.py",
+    "peer/test_lineage.py",
     "swarm/test_attacks.py",
     "swarm/test_processes.py",
     "swarm/test_sizes.py",

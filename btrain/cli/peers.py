@@ -31,6 +31,10 @@ def peer(
     listen: Annotated[str | None, typer.Option(help="Address to listen on, as /ip4/0.0.0.0/tcp/4001.")] = None,
     announce: Annotated[str | None, typer.Option(help="Address that others shall dial, if it is another.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    fork_from: Annotated[
+        str | None,
+        typer.Option(metavar="RUN_DIR[:ROUND]", help="Go on from a run, as of a block: its bans, its certified state."),
+    ] = None,
     settings: Settings = None,
     adversary: Annotated[
         str | None, typer.Option(metavar="NAME[:key=value,...]", help="Attack the run, to see how it defends itself.")
@@ -42,7 +46,7 @@ def peer(
     with output(as_json) as out:
         given = overrides(
             settings, join=tuple(join) if join else None, run_dir=run_dir, identity=identity, listen=listen,
-            announce=announce, device=device,
+            announce=announce, device=device, fork_from=fork_from,
         )  # fmt: skip
         loaded = load(config, given)
         loaded.require("model", "data", "optimizer")
@@ -74,8 +78,7 @@ def _check_directory(config: RunConfig) -> None:
     if not run_was_founded(run_dir) or not kept.exists() or config.data is None:
         return
     before = load(kept)
-    if config.data.fingerprint is None and before.data is not None and before.data.fingerprint is not None:
-        config = config.with_fingerprint(before.data.fingerprint)
+    config = config.completed_by(before)
     difference = contract_difference(config.contract_bytes(), before.contract_bytes())
     if difference:
         raise ContractError(

@@ -9,6 +9,7 @@ from typing import Any, Self
 from btrain.config import RunConfig
 from btrain.identity import short_id
 from btrain.monitor import Board, Say, Screen
+from btrain.storage.run_directory import RunDirectory
 
 SMALL_GROUPS = {
     1: "alone: nobody checks this run",
@@ -42,6 +43,8 @@ class PeerScreen:
 
     def _lines(self, event: Mapping[str, Any]) -> list[str]:
         match event["event"]:
+            case "origin":
+                return self._origin(event)
             case "started":
                 return self._started(event["peer_id"], event["addresses"])
             case "waiting":
@@ -66,6 +69,16 @@ class PeerScreen:
             case "warning":
                 return [f"warning: {event['text']}"]
         return []
+
+    def _origin(self, event: Mapping[str, Any]) -> list[str]:
+        key, what = "model.fingerprint", "starts from parameters in a file"
+        if event["parent"] is not None:
+            banned = f", with {len(event['banned'])} banned there" if event["banned"] else ""
+            key, what = "fork_from", f"goes on from run {event['parent'][:12]} at block {event['block']}{banned}"
+        if not event["here"]:
+            return [f"the run {what}; its members will give this peer the state to start from"]
+        copy = RunDirectory.config_path(self._document["run_dir"])
+        return [f"the run {what}; who joins later and has it not takes `{key}` over from {copy}"]
 
     def _started(self, peer_id: str, addresses: list[str]) -> list[str]:
         self._peer_id = peer_id

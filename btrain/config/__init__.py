@@ -3,5 +3,6 @@
 from btrain.config.contract import contract_difference
 from btrain.config.document import Override
 from btrain.config.run_config import RunConfig, defaults, load, loads
+from btrain.config.schema import Parent
 
-__all__ = ["Override", "RunConfig", "contract_difference", "defaults", "load", "loads"]
+__all__ = ["Override", "Parent", "RunConfig", "contract_difference", "defaults", "load", "loads"]

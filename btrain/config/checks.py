@@ -15,6 +15,7 @@ def cross_checks(config: Fields) -> Iterator[Problem]:
     """Every rule that the values of `config` break together, with the key to change."""
     yield from _group(config)
     yield from _task(config)
+    yield from _start(config)
     yield from _optimizer(config)
     yield from _deadlines(config)
     yield from _not_yet(config)
@@ -65,6 +66,14 @@ def _task(config: Fields) -> Iterator[Problem]:
         yield ("data", "context"), f"expected nothing or model.context, which is {model.context}, got {data.context}"
     elif not isinstance(model, Gpt) and isinstance(data, Sequences):
         yield ("data",), f"holds text or tokens, but the model {model.builtin} reads images"
+
+
+def _start(config: Fields) -> Iterator[Problem]:
+    forks = config.fork_from is not None or config.local.fork_from is not None
+    model = config.model
+    if forks and model is not None and (model.start is not None or model.fingerprint is not None):
+        key = "fingerprint" if model.start is None else "from"
+        yield ("model", key), "a run that goes on from another one (fork_from) starts from the state of that one"
 
 
 def _optimizer(config: Fields) -> Iterator[Problem]:

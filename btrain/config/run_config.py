@@ -16,7 +16,7 @@ from btrain.config.checks import cross_checks
 from btrain.config.contract import CONTRACT_BYTES_MAX, canonical_bytes
 from btrain.config.document import FILE_BYTES_MAX, Document, KeyPath, Override, parse_document, parse_override
 from btrain.config.problems import config_error, problems_of
-from btrain.config.schema import Fields
+from btrain.config.schema import Fields, Parent
 from btrain.errors import ConfigError
 from btrain.identity import peer_id_bytes
 from btrain.protocol.quorum import byzantine_limit, validators_max
@@ -38,6 +38,11 @@ class RunConfig(Fields):
         return tuple(sorted(peer_id_bytes(text) for text in self.group.members))
 
     @property
+    def banned(self) -> tuple[bytes, ...]:
+        """Public keys of who was banned in the run that this one goes on from."""
+        return () if self.fork_from is None else tuple(peer_id_bytes(text) for text in self.fork_from.banned)
+
+    @property
     def validators(self) -> int:
         """Most validators that a round of the founders draws."""
         return validators_max(self.group.start_when, self.verification.audits_per_round)
@@ -50,7 +55,9 @@ class RunConfig(Fields):
     def model_options(self) -> dict[str, Any]:
         """The `model` section as plain data: {builtin: gpt, layers: 2, ...}; raises ConfigError if there is none."""
         self.require("model")
-        return {} if self.model is None else self.model.model_dump(exclude_none=True)
+        if self.model is None:
+            return {}
+        return self.model.model_dump(exclude={"start", "fingerprint"}, exclude_none=True)
 
     def data_options(self) -> dict[str, Any]:
         """What `btrain.data.open_source` takes: the `data` section, with `local.data_path` in place of its own path."""
@@ -64,8 +71,9 @@ class RunConfig(Fields):
         return options
 
     def contract(self) -> dict[str, Any]:
-        """What all peers agree on, as plain data: no `local`, nothing unset, durations as text, members sorted."""
-        contract = _given(self.model_dump(mode="json", by_alias=True, exclude={"local"}))
+        """What all peers agree on, as plain data: nothing of this machine, nothing unset, durations as text, peer ids
+        sorted."""
+        contract = _given(self.model_dump(mode="json", by_alias=True, exclude={"local": True, "model": {"start"}}))
         contract["group"]["members"] = sorted(contract["group"]["members"])
         return contract
 
@@ -96,6 +104,43 @@ class RunConfig(Fields):
         if named not in {None, fingerprint}:
             raise self.error("data.fingerprint", f"expected {named}, but the data here is {fingerprint}")
         return self.model_copy(update={"data": self.data.model_copy(update={"fingerprint": fingerprint})})
+
+    def with_parameters(self, fingerprint: str) -> Self:
+        """A copy whose contract names the first parameters by content; raises ConfigError if it names others."""
+        if self.model is None:
+            raise self.error("model", "missing")
+        named = self.model.fingerprint
+        if named not in {None, fingerprint}:
+            raise self.error("model.fingerprint", f"expected {named}, but the file of model.from holds {fingerprint}")
+        return self.model_copy(update={"model": self.model.model_copy(update={"fingerprint": fingerprint})})
+
+    def with_parent(self, parent: Parent) -> Self:
+        """A copy whose contract names the run that it goes on from; raises ConfigError if it names another one."""
+        if self.fork_from is not None:
+            for key in Parent.model_fields:
+                named, found = getattr(self.fork_from, key), getattr(parent, key)
+                if named != found:
+                    raise self.error(f"fork_from.{key}", f"expected {named}, but the run to go on from has {found}")
+        return self.model_copy(update={"fork_from": parent})
+
+    def completed_by(self, before: RunConfig) -> Self:
+        """A copy with what only the data, the first parameters and the parent run themselves would tell, as an earlier
+        configuration of the run tells it."""
+        config, data, model = self, before.data, before.model
+        if config.data is not None and config.data.fingerprint is None and data is not None and data.fingerprint:
+            config = config.with_fingerprint(data.fingerprint)
+        if config.model is not None and config.model.start is not None and model is not None and model.fingerprint:
+            config = config.with_parameters(model.fingerprint)
+        if config.local.fork_from is not None and before.fork_from is not None:
+            config = config.with_parent(before.fork_from)
+        return config
+
+    @property
+    def start_fingerprint(self) -> str | None:
+        """What x[0] is where it is not built from the seed."""
+        if self.fork_from is not None:
+            return self.fork_from.fingerprint
+        return None if self.model is None else self.model.fingerprint
 
     def to_yaml(self) -> str:
         """A file that reads back as this very configuration, values from the command line and defaults included."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from btrain.config.values import (
     Arguments,
@@ -65,22 +65,31 @@ class Choice:
         return name if isinstance(name, str) else None
 
 
-class LogisticRegression(Section):
+class Model(Section):
+    """What every model may name: where its first parameters lie on this machine, and what they are for all."""
+
+    start: FileName | None = Field(default=None, alias="from")
+    """A safetensors file with x[0] in place of one built from the seed. Its name is no part of the contract."""
+    fingerprint: Fingerprint | None = None
+    """Of x[0] where it is not built from the seed; the file gives it, a newcomer without the file names it."""
+
+
+class LogisticRegression(Model):
     builtin: Literal["logreg"]
 
 
-class Mlp(Section):
+class Mlp(Model):
     builtin: Literal["mlp"]
     hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)] = (32,)
 
 
-class Cnn(Section):
+class Cnn(Model):
     builtin: Literal["cnn"]
     channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=16)] = (16, 32)
     hidden: Width = 64
 
 
-class Gpt(Section):
+class Gpt(Model):
     builtin: Literal["gpt"]
     layers: Width = 2
     width: Width = 64
@@ -88,7 +97,7 @@ class Gpt(Section):
     context: Width = 32
 
 
-class ModelEntryPoint(Section):
+class ModelEntryPoint(Model):
     """`function(**args) -> torch.nn.Module`, called under the contract's seed."""
 
     entry_point: EntryPoint
@@ -300,6 +309,8 @@ class Local(Section):
     device: Device = "auto"
     run_dir: LocalPath = Path("runs/run")
     """`runs/` and the run's name unless given."""
+    fork_from: FileName | None = None
+    """RUN_DIR or RUN_DIR:ROUND of the run to go on from, whose record is verified here: see `Parent`."""
     data_path: LocalPath | None = None
     """Where the data lies here: a file or folder in place of the one that `data` names."""
     metrics: HostPort | None = None
@@ -311,12 +322,30 @@ class Local(Section):
         return self.identity or self.run_dir / "identity.key"
 
 
+def _sorted(ids: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(set(ids)))
+
+
+class Parent(Section):
+    """The run that this one goes on from, as of one of its blocks. `--fork-from` fills it in."""
+
+    run: Fingerprint
+    round: Annotated[int, Field(ge=0, lt=2**32)]
+    """Of the block."""
+    block: Fingerprint
+    fingerprint: Fingerprint
+    """Of x[0]: the newest state that the parent's ledger certifies up to that block, its steps counted anew."""
+    banned: Annotated[tuple[PeerIdText, ...], Field(max_length=256), AfterValidator(_sorted)] = ()
+    """Everybody who was banned up to that block, there and in the runs before; they stay so."""
+
+
 class Fields(Section):
     """All of run.yaml."""
 
     run: RunName
     protocol: Literal[1] = 1
     codec: Literal["i8-absmax-1024-v1"] = "i8-absmax-1024-v1"
+    fork_from: Parent | None = None
     model: ModelSection | None = None
     data: DataUnion | None = None
     optimizer: OptimizerUnion | None = None

@@ -61,6 +61,7 @@ class Entrance:
             start_when=config.group.start_when, nonce=secrets.token_bytes(32),
             chain_end=HashChain(setting.key.seed, self._membership.chain_salt, config.rounds).end,
             delta_us=setting.store.charter.message_us, allowed=frozenset(members), assembler=assembler,
+            banned=setting.store.charter.banned, state=setting.start.state,
         )  # fmt: skip
         self.founders = Founders(plan, Desk(setting.key, config.contract_hash(), self._verifier))
         self._tell("waiting", have=1 if assembler else None, need=plan.start_when)

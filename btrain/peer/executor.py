@@ -177,7 +177,10 @@ class Executor:
         self._listener.enter(lambda member: member.compared(other, close, self._listener.now()))
 
     async def _start_over(self) -> None:
-        state = await trio.to_thread.run_sync(self._store.initial, limiter=self._workers)
+        initial = self._store.initial
+        state = await trio.to_thread.run_sync(initial.read, limiter=self._workers)
+        if state is None:
+            raise StorageError(f"{initial.path}: is missing, and the run has to return to it; start in a new --run-dir")
         self._learning.commands.put(LoadHere(0, state))
 
     async def _load(self, round: int, digest: bytes) -> None:

@@ -57,13 +57,18 @@ def flip_labels(batch: Batch) -> Batch:
 
 
 class Learning:
-    """What this peer trains. `oracle` is None if nobody can recompute its gradients (a loop without a task)."""
+    """What this peer trains. `oracle` is None if nobody can recompute its gradients (a loop without a task).
 
-    def __init__(self, trainer: Trainer, oracle: GradientOracle | None, behaviour: Behaviour) -> None:
+    here: whether the trainer's parameters are x[0]; if not, x[0] comes from the members (x_round is -1).
+    """
+
+    def __init__(
+        self, trainer: Trainer, oracle: GradientOracle | None, behaviour: Behaviour, *, here: bool = True
+    ) -> None:
         self.trainer, self.oracle, self.behaviour = trainer, oracle, behaviour
         self.commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self.x_round = 0
-        self._snapshots: dict[int, Tensor] = {0: trainer.parameters()}
+        self.x_round = 0 if here else -1
+        self._snapshots: dict[int, Tensor] = {0: trainer.parameters()} if here else {}
         self._pinned: frozenset[int] = frozenset()
         self._lock = threading.Lock()
 

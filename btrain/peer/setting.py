@@ -11,6 +11,7 @@ from btrain.config import RunConfig
 from btrain.errors import ContractError
 from btrain.identity import SigningKey
 from btrain.peer.learning import Learning
+from btrain.peer.origin import Start
 from btrain.peer.store import Founded, Store
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.ledger import LedgerState
@@ -19,16 +20,14 @@ from btrain.protocol.messages import Verifier
 
 @dataclass(frozen=True)
 class Setting:
-    """Made by `btrain.Run`. x0 is the digest of the parameters that the contract starts from."""
+    """Made by `btrain.Run`."""
 
     config: RunConfig
     key: SigningKey
     store: Store
     learning: Learning
     behaviour: Behaviour
-    probe_norm: float
-    probe_ms: int
-    x0: bytes
+    start: Start
     numel: int
     listen: str
     announce: tuple[str, ...]
@@ -54,13 +53,12 @@ def begin(setting: Setting) -> Beginning:
         StorageError, RemoteProtocolError: a file is damaged, or a certificate does not hold.
     """
     store, verifier = setting.store, Verifier()
-    store.keep_initial(setting.learning.trainer.state_bytes())
     salt = store.chain_salt(secrets.token_bytes(32))
     known = store.genesis(verifier)
     if known is None:
         return Beginning(verifier, salt, None, None)
     genesis, founded = known
-    if (genesis.x0, genesis.numel) != (setting.x0, setting.numel):
+    if genesis.numel != setting.numel or setting.start.x0 not in (None, genesis.x0):
         raise ContractError(
             f"{store.directory.path}: its run starts from other parameters than this model; another version of the "
             "model's code or of torch than when the run began?"

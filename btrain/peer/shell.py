@@ -37,6 +37,7 @@ from btrain.protocol.ledger import Genesis, LedgerState, open_block
 from btrain.protocol.member import Member, Membership
 from btrain.protocol.packets import Offer, Refusal, Where, decode_packet, encode_packet
 from btrain.protocol.pieces import CutState
+from btrain.protocol.seats import NOT_HERE
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +122,15 @@ class Shell:
         self.bytes_sent = sum(t.control_sent + t.bulk_sent for t in network.traffic().values())
         return self._stopped or Stop("left")
 
-    def _membership(self) -> Membership:
-        setting = self.setting
-        addresses = tuple(self._network.addresses[:ADDRESSES_MAX])
+    def _membership(self, genesis: Genesis | None = None) -> Membership:
+        """What this peer says of itself; of x[0] what the genesis says, where the members give it."""
+        start, addresses = self.setting.start, tuple(self._network.addresses[:ADDRESSES_MAX])
+        x0, probe_norm = start.x0 or NOT_HERE, start.probe_norm
+        if start.x0 is None and genesis is not None:
+            x0, probe_norm = genesis.x0, genesis.probe_norm
         return Membership(
-            setting.config.contract_hash(), setting.x0, setting.probe_norm, self.beginning.salt, addresses,
-            setting.probe_ms, self._invitations(),
+            self.setting.config.contract_hash(), x0, probe_norm, self.beginning.salt, addresses, start.probe_ms,
+            self._invitations(),
         )  # fmt: skip
 
     def _invitations(self) -> tuple[bytes, ...]:
@@ -154,7 +158,7 @@ class Shell:
 
     def _become_member(self, ledger: LedgerState) -> None:
         self.member = Member(
-            self.setting.key, ledger, self._membership(), self.store, x_round=self.learning.x_round,
+            self.setting.key, ledger, self._membership(ledger.genesis), self.store, x_round=self.learning.x_round,
             behaviour=self.setting.behaviour, verifier=self.beginning.verifier, draw=secrets.randbelow,
         )  # fmt: skip
         self._update_members()

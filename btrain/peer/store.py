@@ -12,6 +12,7 @@ import msgspec
 
 from btrain.checkpoint import DamagedCheckpoint, checkpoint_paths, load_checkpoint, save_checkpoint
 from btrain.identity import peer_id_text
+from btrain.peer.initial import InitialState
 from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, RollBack, SaveEvidence
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import (
@@ -28,7 +29,7 @@ from btrain.protocol.messages import Verifier
 from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import assemble, cut
 from btrain.storage.blob_store import CorruptBlob
-from btrain.storage.durable import CorruptFile, replace_file, storage_error
+from btrain.storage.durable import CorruptFile, replace_file
 from btrain.storage.journal import JournalEntry
 from btrain.storage.run_directory import CHAIN_SALT, GENESIS, RunDirectory
 from btrain.storage.signed_log import SignedEnvelope
@@ -37,9 +38,6 @@ from btrain.training import states_close
 logger = logging.getLogger(__name__)
 
 DURABLE = (PersistSigned, Journal, PutBlob, AppendBlock, RollBack, SaveEvidence)
-
-
-INITIAL = "initial.safetensors"
 
 
 class Founded(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -69,6 +67,7 @@ class Store:
         self._lock = threading.Lock()
         self._pending: dict[bytes, bytes] = {}  # blobs on their way to the disk
         self._journal: list[JournalEntry] = list(self.directory.journal.replay())
+        self.initial = InitialState(self.directory.path)
 
     # --- beginning ---
 
@@ -123,20 +122,6 @@ class Store:
             check_certificate(block, certificate, state, verifier)
             state = state.advance(block)
         return state
-
-    def keep_initial(self, state: bytes) -> None:
-        """Keep the state that the contract starts from, once: whoever gives a chain up early returns to it."""
-        path = self.directory.path / INITIAL
-        if not path.exists():
-            replace_file(path, state)
-
-    def initial(self) -> bytes:
-        """The state that the contract starts from. Raises StorageError."""
-        path = self.directory.path / INITIAL
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise storage_error(path, "be read", error) from error
 
     def certified_state(self, ledger: LedgerState) -> tuple[int, bytes] | None:
         """The newest state here that the ledger certifies: (round, state bytes); of custody or of a checkpoint."""
@@ -247,9 +232,11 @@ class Store:
             self.save_state(round, state, last.block, last.certificate, keep)
 
     def blob(self, hash: bytes) -> bytes | None:
-        """Bytes in custody; damaged ones are as good as none, others have them too."""
+        """Bytes in custody, or of x[0]; damaged ones are as good as none, others have them too."""
         with self._lock:
             pending = self._pending.get(hash)
+        if pending is None:
+            pending = self.initial.blob(hash)
         if pending is not None:
             return pending
         try:

@@ -27,6 +27,7 @@ class Genesis(Record, frozen=True):
     """What all founders sign: the contract, who they are, and the model they start from. Its hash is the run's id.
 
     `compute_ms`: the slowest founder's probe gradient, from which the first deadlines follow; 0 if there is none.
+    `state`: the digest of the state at x[0], by which members give it to newcomers, where it is not built from a seed.
     """
 
     version: Literal[1]
@@ -37,6 +38,7 @@ class Genesis(Record, frozen=True):
     probe_norm: float
     founders: Annotated[tuple[Founder, ...], msgspec.Meta(min_length=1, max_length=MEMBERS_MAX)]
     compute_ms: U32 = 0
+    state: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=1)] = ()
 
     @property
     def run(self) -> bytes:

@@ -32,7 +32,7 @@ class Replay:
     desk: Desk
     block_of: Callable[[int], Block]  # a block of the ledger
     charter: Charter
-    x_round: int  # the parameters here are x[x_round]
+    x_round: int  # the parameters here are x[x_round]; -1: of another run, the members give x[0]
     applying: int = field(default=0, init=False)  # steps and loads asked for and not yet done
     _replaying: bool = field(default=False, init=False)  # results are being fetched
     _wanted: dict[bytes, set[int]] = field(default_factory=dict, init=False)  # hash -> parts with these bytes
@@ -42,6 +42,9 @@ class Replay:
     _loading: CertifiedState | None = field(default=None, init=False)
     undone: bool = field(default=False, init=False)  # the parameters here are of a chain that was given up
     _load_undone: bool = field(default=False, init=False)  # and so is the state that is being taken over
+
+    def __post_init__(self) -> None:
+        self.undone = self.x_round < 0
 
     @property
     def loads(self) -> bool:
@@ -56,7 +59,7 @@ class Replay:
             self._load()
             return
         if self._state is not None and self._fetch is not None and self._fetch.progress == "nowhere":
-            self.take_over(state.state or self._state, state.round, sources)
+            self.take_over(self._beginning(state) or self._state, state.round, sources)
             self._fetch.go(sources)
         if self.undone:
             self._return(state, sources)
@@ -72,14 +75,19 @@ class Replay:
 
     def _return(self, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
         """To the newest certified state of the chain that stands, else to the beginning."""
-        if state.state is not None:
-            self.take_over(state.state, state.round, sources)
+        certified = self._beginning(state)
+        if certified is not None:
+            self.take_over(certified, state.round, sources)
             if self.loads:
                 self._load()
             return
         self._loading = CertifiedState(0, ZERO)
         self.applying += 1
         self.desk.emit(StartOver())
+
+    def _beginning(self, state: LedgerState) -> CertifiedState | None:
+        """Where to go on from: the newest certified state, but first x[0], which the founders have signed."""
+        return CertifiedState(0, state.genesis.state[0]) if self.x_round < 0 else state.state
 
     def _follow(self, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
         certified = state.state

@@ -19,7 +19,7 @@ from btrain.protocol.ledger import Founder, Genesis, check_genesis, open_genesis
 from btrain.protocol.member import Membership
 from btrain.protocol.messages import GenesisSignature, Join, Message
 from btrain.protocol.packets import Envelopes, Founding, Refusal, decode_packet
-from btrain.protocol.seats import PROBE_TOLERANCE
+from btrain.protocol.seats import NOT_HERE, PROBE_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Plan:
     chain_end: bytes
     delta_us: int
     allowed: frozenset[PeerId] = frozenset()  # empty: whoever comes first
+    banned: frozenset[PeerId] = frozenset()  # in the run that this one goes on from
+    state: tuple[bytes, ...] = ()  # digest of the state at x[0], where that is not built from a seed
     assembler: bool = False
 
 
@@ -118,6 +120,10 @@ class Founders:
         reason = None
         if body.contract != plan.membership.contract:
             reason = "another contract"
+        elif message.sender in plan.banned:
+            reason = "this identity was banned in the run that this one goes on from"
+        elif body.x0 == NOT_HERE:
+            reason = "a founder needs the parameters that the run starts from; without them join once it is founded"
         elif body.x0 != plan.membership.x0:
             reason = "the model starts from other parameters: another version of the model's code or of torch?"
         elif not math.isclose(body.probe_norm, plan.membership.probe_norm, rel_tol=PROBE_TOLERANCE):
@@ -143,7 +149,7 @@ class Founders:
         slowest_ms = max(join.probe_ms for join in joins.values())
         member = plan.membership
         self.proposal = Genesis(
-            1, plan.contract, plan.nonce, plan.numel, member.x0, member.probe_norm, founders, slowest_ms
+            1, plan.contract, plan.nonce, plan.numel, member.x0, member.probe_norm, founders, slowest_ms, plan.state
         )
         self._sign(self.proposal)
         for peer in chosen:
@@ -177,12 +183,23 @@ class Founders:
                 if founder.peer != self.desk.me:
                     self.desk.send(self.founded, founder.peer)
 
+    def _check(self, genesis: Genesis) -> None:
+        """The genesis is of this contract and starts where this peer does; who has not got x[0] takes their word."""
+        plan, x0 = self.plan, self.plan.membership.x0
+        if (genesis.contract, genesis.numel) != (plan.contract, plan.numel):
+            raise InconsistentMessage("a genesis of another contract")
+        if x0 != NOT_HERE and (genesis.x0, genesis.state) != (x0, plan.state):
+            raise InconsistentMessage("a genesis that starts from another state")
+        if x0 == NOT_HERE and not genesis.state:
+            raise InconsistentMessage("a genesis that does not name the state it starts from")
+        if plan.banned & {founder.peer for founder in genesis.founders}:
+            raise InconsistentMessage("a genesis of a founder that was banned in the parent run")
+
     def _on_founding(self, packet: Founding, sender: PeerId) -> None:
         """A proposal to sign, or the founded run."""
         genesis = open_genesis(packet.genesis)
+        self._check(genesis)
         member = self.plan.membership
-        if genesis.contract != self.plan.contract or genesis.x0 != member.x0 or genesis.numel != self.plan.numel:
-            raise InconsistentMessage("a genesis of another contract")
         try:
             check_genesis(genesis, packet.signatures, self.desk.verifier)
         except RemoteProtocolError:

@@ -104,6 +104,7 @@ class Charter:
     custody_rounds: int = 16
     sweep: bool = True
     state_tolerance: float = 2**-20  # of the root mean square of each tensor of a state
+    banned: frozenset[PeerId] = frozenset()  # in the run that this one goes on from
 
     @property
     def kept_rounds(self) -> int:
@@ -135,9 +136,16 @@ class LedgerState:
 
     @classmethod
     def start(cls, genesis: Genesis, charter: Charter) -> LedgerState:
-        """Before round 0: every founder holds a seat."""
+        """Before round 0: every founder holds a seat.
+
+        Raises:
+            InconsistentMessage: a founder was banned in the run that this one goes on from.
+        """
+        for founder in genesis.founders:
+            if founder.peer in charter.banned:
+                raise InconsistentMessage(f"genesis: founder {founder.peer.hex()[:8]} was banned in the parent run")
         seats = sorted((Seat(f.peer, f.chain_end, -1) for f in genesis.founders), key=lambda seat: seat.peer)
-        roster = Roster(tuple(seats), charter.byzantine_max, charter.audits_per_round)
+        roster = Roster(tuple(seats), charter.byzantine_max, charter.audits_per_round, charter.banned)
         run = genesis.run
         return cls(genesis, charter, 0, run, roster, (run, run), 0, None, 0, 0, Probation(charter.probation_rounds))
 

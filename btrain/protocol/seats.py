@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from btrain.protocol.desk import Desk
-from btrain.protocol.encoding import PeerId
+from btrain.protocol.encoding import ZERO, PeerId
 from btrain.protocol.errors import StaleMessage
 from btrain.protocol.invitations import inviters
 from btrain.protocol.ledger import LedgerState
@@ -21,6 +21,7 @@ JOIN_ROUNDS = 64  # how far a newcomer may be behind or ahead when it asks
 REQUESTS_MAX = 4 * LISTED_MAX
 NEWCOMERS_LISTED_MAX = 4  # of an open run: those that the lot favours
 HANDED_ON_MAX = 4  # requests in a round that are shown to the other members
+NOT_HERE = ZERO  # in place of x0, of a peer to which the members will give x[0]
 PROBE_TOLERANCE = 1e-3  # relative difference of the norms of one probe gradient between honest machines
 
 

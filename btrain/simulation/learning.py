@@ -34,8 +34,10 @@ class SharedLearning:
 
     def __init__(self, config: RunConfig, base: Path | None = None) -> None:
         training: Training = build_training(config, base=base)
-        self.config = config.with_fingerprint(training.source.fingerprint())
-        self._trainer, self._oracle, self._source = training
+        self._trainer, self._oracle, self._source, self.config = training
+        if self.config.start_fingerprint is not None and (config.model is None or config.model.start is None):
+            key = "model.fingerprint" if config.fork_from is None else "fork_from"
+            raise config.error(key, "a simulation has nobody who gives the state to start from; it can take model.from")
         self._moments: weakref.WeakValueDictionary[bytes, Moment] = weakref.WeakValueDictionary()
         self._moment = self.first = self._moment_of(self._trainer.state_bytes())
         self._gradients: OrderedDict[tuple[bytes, bytes, bool], Tensor] = OrderedDict()

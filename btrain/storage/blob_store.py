@@ -63,10 +63,10 @@ class _Place(NamedTuple):
 class _Pack:
     """One round's open file: its length, and whether bytes in it still await their fsync."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, flags: int = os.O_RDWR | os.O_CREAT) -> None:
         self.path = path
         self.is_new = not path.exists()
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
         self.size = os.fstat(self.descriptor).st_size
         self.dirty = True  # a killed process may have left the last entries in the page cache only
 
@@ -131,12 +131,31 @@ class BlobStore:
             raise storage_error(directory, "be opened", error) from error
         return store
 
-    def _load(self, round_: int, path: Path) -> None:
-        pack = self._packs[round_] = _Pack(path)
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """What is there, for `get` only: nothing is changed, a peer may be writing. Raises StorageError."""
+        store = cls(directory, bytes_max=0)
+        try:
+            for path in directory.glob(f"*{_SUFFIX}"):
+                if path.stem.isdigit():
+                    store._index(int(path.stem), _Pack(path, os.O_RDONLY))
+        except OSError as error:
+            store.close()
+            raise storage_error(directory, "be read", error) from error
+        return store
+
+    def _index(self, round_: int, pack: _Pack) -> int:
+        """Take in a pack's entries; returns where the last one ends."""
+        self._packs[round_] = pack
         end = 0
         for hash_, offset, length in pack.entries():
             self._places[hash_] = _Place(round_, offset, length)
             end = offset + length
+        return end
+
+    def _load(self, round_: int, path: Path) -> None:
+        pack = _Pack(path)
+        end = self._index(round_, pack)
         if end < pack.size:
             os.ftruncate(pack.descriptor, end)
             pack.size = end

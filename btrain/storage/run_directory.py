@@ -7,6 +7,7 @@ genesis            of the run, once it is founded      chain.salt    of this pee
 signed.log         what was signed, by slot          journal       the open round
 ledger             blocks and certificates           evidence/     proofs of misdeeds
 ledger.fork-T-N    a chain given up at block T       initial.safetensors   x[0], to return to
+parent/            of a run that goes on from another one: genesis, ledger and evidence of that
 custody/           parts, results, pieces of states  checkpoints/  safetensors
 peers.json         where members were last reached
 events.jsonl, metrics.jsonl, status.json             lock          held while a process runs
@@ -35,7 +36,7 @@ from btrain.storage.signed_log import SignedLog
 from btrain.storage.streams import JsonLines, write_status
 
 CUSTODY_BYTES_MAX = 64 * 1024**3
-GENESIS, CHAIN_SALT = "genesis", "chain.salt"
+GENESIS, CHAIN_SALT, INITIAL, PARENT = "genesis", "chain.salt", "initial.safetensors", "parent"
 
 
 class RunDirectoryBusy(ConfigError):
@@ -193,7 +194,8 @@ def read_binding(path: Path) -> RunBinding | None:
 def _bind(path: Path, binding: RunBinding) -> None:
     known = read_binding(path)
     if known is not None and known.contract != binding.contract and not run_was_founded(path):
-        (path / CHAIN_SALT).unlink(missing_ok=True)  # a hash chain is for one run
+        for name in (CHAIN_SALT, INITIAL):  # a hash chain is for one run, and so is x[0]
+            (path / name).unlink(missing_ok=True)
         known = None
     if known is None:
         SignedLog.open(path / "signed.log").close()  # before run.json, which says that it must be there

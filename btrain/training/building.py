@@ -13,6 +13,7 @@ from btrain.data import Source, open_source
 from btrain.errors import ConfigError
 from btrain.models import build_model
 from btrain.training.evaluation import Evaluator
+from btrain.training.initial import load_parameters
 from btrain.training.optimizers import build_optimizer
 from btrain.training.oracle import GradientOracle
 from btrain.training.parameters import trainable
@@ -22,11 +23,12 @@ from btrain.training.trainer import Trainer
 
 
 class Training(NamedTuple):
-    """What a peer trains with: its state, its gradients, its data."""
+    """What a peer trains with: state, gradients, data; and `config`, which names data and parameters by content."""
 
     trainer: Trainer
     oracle: GradientOracle
     source: Source
+    config: RunConfig
 
 
 def build_training(
@@ -45,13 +47,15 @@ def build_training(
     config.require("data", "optimizer")
     if source is None:
         source = open_source(config.data_options(), context=_context(config), base=base)
-    config.with_fingerprint(source.fingerprint())
+    config = config.with_fingerprint(source.fingerprint())
     if model is None:
         model = build_model(config.model_options(), source, config.seed, base=base)
+    if config.model is not None and config.model.start is not None:
+        config = config.with_parameters(load_parameters(model, (base or Path()) / config.model.start))
     device = choose_device(config.local.device)
     oracle = build_oracle(config, model, source, task=task)
     evaluator = Evaluator(model, source.split("eval"), task, device=device)
-    return Training(build_trainer(config, model, evaluator), oracle, source)
+    return Training(build_trainer(config, model, evaluator), oracle, source, config)
 
 
 def build_trainer(config: RunConfig, model: nn.Module, evaluator: Evaluator | None = None) -> Trainer:

@@ -70,6 +70,14 @@ class GradientOracle:
         """d, the number of trainable parameters."""
         return self._view.numel
 
+    def start_from(self, model: nn.Module) -> None:
+        """Take over from `model` what no call brings along: buffers, and parameters that are not trained."""
+        with self._lock, torch.no_grad():
+            for own, parameter in zip(self._replica.parameters(), model.parameters(), strict=True):
+                own.copy_(parameter)
+            for (_, start), buffer in zip(self._buffers, model.buffers(), strict=True):
+                start.copy_(buffer)
+
     def batch(self, batch_seed: bytes) -> Batch:
         """The B samples that belong to the 32-byte seed, on the CPU."""
         indices = batch_indices(batch_seed, self.batch_size, len(self.source))

@@ -15,7 +15,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from btrain.errors import VerificationError
 
@@ -70,6 +70,13 @@ class State:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise StateError(f"state: {name} holds a number that is not finite")
         return cls(step=about["step"], tensors=tensors, scalars=_untagged(about["scalars"]))
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's part of a state: its parameters and persistent buffers, sharing memory with it."""
+    kept = model.state_dict(keep_vars=True)
+    named = {f"parameter/{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    return named | {f"buffer/{name}": buffer for name, buffer in model.named_buffers() if name in kept}
 
 
 def states_close(own: bytes, other: bytes, tolerance: float) -> bool:

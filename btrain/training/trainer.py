@@ -15,7 +15,7 @@ from btrain.errors import BtrainError, ConfigError
 from btrain.training.evaluation import Evaluator
 from btrain.training.parameters import FlatView, flatten, trainable
 from btrain.training.schedule import Schedule
-from btrain.training.state import Scalar, State, StateError
+from btrain.training.state import Scalar, State, StateError, model_tensors
 from btrain.training.task import Evaluation
 
 
@@ -97,12 +97,8 @@ class Trainer:
 
     def state(self) -> State:
         """The state of now; its tensors share memory with the trainer."""
-        tensors: dict[str, Tensor] = {}
+        tensors = model_tensors(self.model)
         scalars: dict[str, Scalar] = {}
-        for name, parameter in self.model.named_parameters():
-            tensors[f"parameter/{name}"] = parameter.detach()
-        for name, buffer in _persistent_buffers(self.model):
-            tensors[f"buffer/{name}"] = buffer
         for name, parameter in self._optimized.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -176,8 +172,3 @@ def _names_of_optimized(optimizer: Optimizer, named: dict[str, nn.Parameter]) ->
     if foreign := members - {id(parameter) for parameter in named.values()}:
         raise ConfigError(f"optimizer: {len(foreign)} of its parameters are no trainable parameters of the model")
     return {name: parameter for name, parameter in named.items() if id(parameter) in members}
-
-
-def _persistent_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
-    kept = model.state_dict(keep_vars=True)
-    return [(name, buffer) for name, buffer in model.named_buffers() if name in kept]

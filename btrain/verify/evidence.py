@@ -13,6 +13,7 @@ from btrain.charter import charter_of
 from btrain.config import RunConfig
 from btrain.errors import BtrainError
 from btrain.identity import peer_id_text
+from btrain.peer.initial import InitialState
 from btrain.protocol.audit import excess
 from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.errors import RemoteProtocolError
@@ -24,6 +25,7 @@ from btrain.protocol.reduction import encode_gradient, open_part
 from btrain.protocol.roles import PartLayout
 from btrain.protocol.verdicts import GUILTY, INNOCENT
 from btrain.storage.evidence_store import read_evidence
+from btrain.training import GradientOracle, build_training
 from btrain.verify.reading import GENESIS, LEDGER, InvalidRecord, Record, contract_of
 
 ATTESTED: Mapping[str, int] = {"wrong_gradient": GUILTY, "false_accusation": INNOCENT}
@@ -150,7 +152,9 @@ def _recomputed(
     if seed is None or x is None:
         return f"not recomputed: {'the ledger ends before that round' if seed is None else 'no parameters were kept'}"
     try:
-        found = _excess(evidence, genesis, config, judged, seed, torch.frombuffer(bytearray(x), dtype=torch.float32))
+        at = torch.frombuffer(bytearray(x), dtype=torch.float32)
+        oracle = _oracle(config, InitialState(record.path).read())
+        found = _excess(evidence, genesis, config, judged, oracle.gradient(at, seed))
     except BtrainError as error:
         return f"not recomputed: {error}"
     tolerance = charter_of(config).tolerance
@@ -173,16 +177,22 @@ def _seed(record: Record, round: int, worker: PeerId) -> bytes | None:
     return batch_seed(state.run, state.seed_randomness, worker, round) if state.round == round else None
 
 
+def _oracle(config: RunConfig, initial: bytes | None) -> GradientOracle:
+    """The run's gradients; from x[0] comes what is not trained, where no seed gives it."""
+    local = config.local.model_copy(update={"device": "cpu"})
+    trainer, oracle, *_ = build_training(config.model_copy(update={"local": local}))
+    if initial is not None and config.start_fingerprint is not None:
+        trainer.load_state(initial)
+        oracle.start_from(trainer.model)
+    return oracle
+
+
 def _excess(
-    evidence: Evidence, genesis: Genesis, config: RunConfig, judged: Message, seed: bytes, x: torch.Tensor
+    evidence: Evidence, genesis: Genesis, config: RunConfig, judged: Message, gradient: torch.Tensor
 ) -> float | None:
     """How far the committed gradient lies off; 0 for equal encodings, None where the committed bytes are missing."""
-    from btrain.training import build_training
-
     assert isinstance(judged.body, Commit | Trial)
     leaves = judged.body.leaves
-    local = config.local.model_copy(update={"device": "cpu"})
-    gradient = build_training(config.model_copy(update={"local": local})).oracle.gradient(x, seed)
     layout = PartLayout(genesis.numel, len(leaves))
     if [digest(part) for part in encode_gradient(gradient, layout) or []] == list(leaves):
         return 0.0

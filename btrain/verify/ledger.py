@@ -9,6 +9,7 @@ from typing import Any
 from btrain.checkpoint import checkpoint_paths, load_checkpoint
 from btrain.config import contract_difference, load
 from btrain.identity import peer_id_text
+from btrain.peer.initial import InitialState
 from btrain.protocol.encoding import PeerId, encode
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import Ban, Block, LedgerState, check_certificate, check_genesis
@@ -16,6 +17,8 @@ from btrain.protocol.messages import Verifier
 from btrain.protocol.pieces import cut
 from btrain.storage.evidence_store import EvidenceStore
 from btrain.storage.ledger_file import CorruptLedger
+from btrain.storage.run_directory import INITIAL
+from btrain.training import State
 from btrain.verify.evidence import Proof, check_file
 from btrain.verify.reading import GENESIS, LEDGER, InvalidRecord, Record
 
@@ -97,10 +100,11 @@ def audit_ledger(path: Path) -> LedgerAudit:
     record, verifier = Record.open(path), Verifier()
     try:
         check_genesis(record.genesis, record.signatures, verifier)
+        audit = LedgerAudit(record, LedgerState.start(record.genesis, record.charter))
     except RemoteProtocolError as error:
         raise InvalidRecord(f"{path / GENESIS}: {error}") from None
     _check_contract(record)
-    audit = LedgerAudit(record, LedgerState.start(record.genesis, record.charter))
+    _check_start(record)
     for stored in record.rounds():
         try:
             check_certificate(stored.block, stored.certificate, audit.state, verifier)
@@ -125,6 +129,15 @@ def _check_contract(record: Record) -> None:
     if contract != record.genesis.contract:
         difference = contract_difference(contract, record.genesis.contract)
         raise InvalidRecord(f"{file}: is not the contract in the genesis: {difference}")
+
+
+def _check_start(record: Record) -> None:
+    """x[0] beside the ledger is what the founders signed, where it is not built from the contract's seed."""
+    state, named = InitialState(record.path).read(), record.config.start_fingerprint
+    if state is None or named is None:
+        return
+    if (cut(state).digest,) != record.genesis.state or State.from_bytes(state).digest().hex() != named:
+        raise InvalidRecord(f"{record.path / INITIAL}: is not the state that the founders signed to start from")
 
 
 def _check_bans(audit: LedgerAudit) -> None:

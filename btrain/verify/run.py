@@ -10,6 +10,7 @@ from btrain.errors import BtrainError, ConfigError
 from btrain.identity import short_id
 from btrain.verify.evidence import check_file, record_around
 from btrain.verify.ledger import LedgerAudit, audit_ledger
+from btrain.verify.parent import check_parent
 from btrain.verify.reading import GENESIS
 
 
@@ -25,13 +26,16 @@ def audit_run(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: holds no run: no {GENESIS} in it or in a folder of it")
     audits: list[LedgerAudit] = []
     faults: list[str] = []
+    ledgers = []
     for folder in folders:
         try:
-            audits.append(audit_ledger(folder))
+            audit = audit_ledger(folder)
+            audits.append(audit)
+            ledgers.append(audit.document() | {"parent": check_parent(audit)})
         except BtrainError as error:
             faults.append(str(error))
     faults += _forks(audits)
-    return {"run_dir": str(path), "ok": not faults, "faults": faults, "ledgers": [audit.document() for audit in audits]}
+    return {"run_dir": str(path), "ok": not faults, "faults": faults, "ledgers": ledgers}
 
 
 def _natural(path: Path) -> tuple[int, str]:
@@ -72,6 +76,7 @@ def _ledger_lines(ledger: Mapping[str, Any], ledgers: int) -> list[str]:
     same = f"; {ledgers} peers' ledgers compared" if ledgers > 1 else ""
     lines = [
         f"run {ledger['run_id'][:12]}: {ledger['blocks']} blocks, {ledger['rounds_planned']} rounds planned{same}",
+        *_parent_lines(ledger["parent"]),
         _counts("proven by the bytes", proven),
         _counts("attested by a quorum", attested),
     ]
@@ -83,6 +88,14 @@ def _ledger_lines(ledger: Mapping[str, Any], ledgers: int) -> list[str]:
             f"{ban['of_round']}, {how}{recomputed}"
         )
     return lines
+
+
+def _parent_lines(parent: Mapping[str, Any] | None) -> list[str]:
+    if parent is None:
+        return []
+    how = "verified from its record" if parent["verified"] else "by the founders' word, its record is not here"
+    banned = f"{len(parent['banned'])} banned there"
+    return [f"goes on from run {parent['run_id'][:12]} at block {parent['round']}, {banned}: {how}"]
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> str:

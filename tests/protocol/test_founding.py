@@ -17,6 +17,7 @@ from btrain.protocol.ledger import check_genesis, open_genesis
 from btrain.protocol.member import Membership
 from btrain.protocol.messages import Verifier
 from btrain.protocol.packets import Founding, Refusal, decode_packet, encode_packet
+from btrain.protocol.seats import NOT_HERE
 
 CONTRACT = b"contract"
 DELTA_US = 1_000_000
@@ -29,6 +30,7 @@ def founder(number: int, *, count: int = 3, assembler: bool | None = None, **cha
     plan = Plan(
         CONTRACT, membership, 10, count, sha256(b"nonce"), sha256(b"chain", key.public_key), DELTA_US,
         assembler=number == 0 if assembler is None else assembler, allowed=changes.get("allowed", frozenset()),
+        banned=changes.get("banned", frozenset()), state=changes.get("state", ()),
     )  # fmt: skip
     return Founders(plan, Desk(key, sha256(CONTRACT), Verifier()))
 
@@ -91,6 +93,7 @@ def test_a_run_of_one_is_founded_at_once() -> None:
         ({"contract": sha256(b"other")}, "contract"),
         ({"x0": sha256(b"other")}, "other parameters"),
         ({"probe_norm": 1.1}, "gradient"),
+        ({"x0": NOT_HERE}, "join once it is founded"),
     ],
 )
 def test_who_does_not_fit_is_told_at_once(changes: dict[str, Any], word: str) -> None:
@@ -113,6 +116,44 @@ def test_only_listed_members_found_a_run_with_a_list() -> None:
     wire.start()
     assert assembler.founded is None
     assert any(isinstance(packet, Refusal) and "group.members" in packet.reason for _, _, packet in wire.sent)
+
+
+def test_who_was_banned_in_the_parent_run_is_no_founder_again() -> None:
+    liar = founder(1, count=2)
+    banned = frozenset({liar.desk.me})
+    assembler = founder(0, count=2, banned=banned)
+    wire = Wire(assembler, liar)
+    wire.start()
+    assert assembler.founded is None and liar.desk.me not in assembler.joins
+    assert any(isinstance(packet, Refusal) and "was banned" in packet.reason for _, _, packet in wire.sent)
+    friends = Wire(founder(0, count=2), liar)  # who assembles has forgotten the bans: nobody honest signs, or follows
+    friends.start()
+    assert liar.founded is not None
+    with pytest.raises(InconsistentMessage, match="banned in the parent run"):
+        founder(2, count=2, banned=banned).packet(liar.desk.me, encode_packet(liar.founded), 0)
+
+
+def test_founders_sign_the_state_that_no_seed_gives() -> None:
+    state = (sha256(b"state"),)
+    wire = Wire(*(founder(i, state=state) for i in range(3)))
+    wire.start()
+    founded = wire.founders[max(wire.founders)].founded
+    assert founded is not None and open_genesis(founded.genesis).state == state
+    other = founder(3, state=(sha256(b"another"),))
+    with pytest.raises(InconsistentMessage, match="starts from another state"):
+        other.packet(bytes(32), encode_packet(founded), 0)
+    newcomer = founder(4, x0=NOT_HERE)
+    newcomer.packet(bytes(32), encode_packet(founded), 0)
+    assert newcomer.founded == founded
+
+
+def test_a_newcomer_without_x0_follows_no_genesis_that_does_not_name_it() -> None:
+    wire = Wire(*(founder(i) for i in range(3)))
+    wire.start()
+    founded = wire.founders[min(wire.founders)].founded
+    assert founded is not None
+    with pytest.raises(InconsistentMessage, match="does not name the state"):
+        founder(4, x0=NOT_HERE).packet(bytes(32), encode_packet(founded), 0)
 
 
 def test_a_genesis_of_other_founders_than_the_contract_asks_for_is_refused() -> None:
@@ -181,5 +222,5 @@ def test_a_genesis_without_our_join_or_of_another_contract_is_not_signed() -> No
         me.packet(assembler.desk.me, encode_packet(unsigned), 0)
     stranger = founder(1, x0=sha256(b"other"))
     stranger.start(0)
-    with pytest.raises(RemoteProtocolError, match="another contract"):
+    with pytest.raises(RemoteProtocolError, match="another state"):
         stranger.packet(assembler.desk.me, encode_packet(assembler.founded), 0)
