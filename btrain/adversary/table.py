@@ -65,8 +65,8 @@ class Forging(WrongReduce):
         return sketch_of(wrong, seed) - sketch_of(right, seed)
 
     def _forged_row(self, row: bytes, by_S: F64) -> bytes:
-        norm, sketch_S = read_row(row)
-        return packed(norm, sketch_S + by_S)
+        said = read_row(row)
+        return packed(said.norm, said.buckets + by_S)
 
 
 @dataclass

@@ -27,7 +27,7 @@ TRAINEES_MAX = MEMBERS_MAX // 8  # newcomers on probation at a time
 INVITATIONS_MAX = 32
 INVITATION_BYTES_MAX = 512
 ENVELOPE_BYTES_MAX = 60 * 1024  # a control frame is 64 KiB
-ROW_BYTES = 260  # of a Table: a norm and 64 buckets, float32
+ROW_BYTES = 136  # of a Table: a norm and a step, float32, and 64 buckets, int16
 
 Kind = Literal[
     "commit", "missing", "receipt", "result", "reveal", "vote", "quit", "lock", "proposal", "final",

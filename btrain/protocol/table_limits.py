@@ -32,7 +32,7 @@ DISTANCE_LIMIT = 3.2  # the same with what sparse vectors add: k equal values in
 CERTAIN = 3.0  # a rounding error is at most half a step: three times the mean square
 SKETCH_SHORT = 2.0  # a sketch is shorter than half of its vector once in 1e9 times
 ITERATION_SLACK = 1e-3  # of a coefficient: clip weights are those of the last but one iterate
-FLOAT_SLACK = 2.0**-20  # float32 in rows and in the weighted sum
+FLOAT_SLACK = 2.0**-20  # float32 of the norms and in the weighted sum
 CONVEX_SLACK = 1e-9
 
 
@@ -63,8 +63,8 @@ def judge(
     rows = [read_row(row) for row in table.rows if row]
     if len(rows) != len(coefficients):
         return Judgement(UNSOUND, "rows: not as many as coefficients")
-    if math.isnan(table.tau) or table.tau < 0 or not all(_finite(row) for row in rows):
-        return Judgement(UNSOUND, "rows: a number is negative or not finite")
+    if math.isnan(table.tau) or table.tau < 0 or not all(row.legal for row in rows):
+        return Judgement(UNSOUND, "rows: a number is negative, not finite, or rounded too far")
     if not rows:
         empty = not bool(reduced.scales.any())
         return Judgement(DOUBTFUL, "no legal contributor") if empty else Judgement(UNSOUND, "a sum of nothing")
@@ -77,10 +77,6 @@ def judge(
         failed.append(Judgement(DOUBTFUL, "a contributor is said to have sent an illegal encoding"))
     worst = max(failed, key=lambda judgement: judgement.verdict, default=Judgement(SOUND))
     return Judgement(worst.verdict, worst.reason, measured.alarm)
-
-
-def _finite(row: Row) -> bool:
-    return math.isfinite(row.norm) and row.norm >= 0 and bool(np.isfinite(row.buckets).all())
 
 
 def _convex(weights_N: F64) -> bool:
@@ -102,11 +98,13 @@ class _Measured:
         scales = reduced.scales.cpu().numpy().astype(np.float64) / UNIT
         self.energy = BLOCK / 12 * math.fsum(scales * scales)  # E^2
         self.rounding_max = math.sqrt(CERTAIN * self.energy) + self.float_error
+        self.errors_N = np.array([row.error for row in rows])
         residual = _length(self.reduced_S - ordered_rows(weights_N, self.sketches_NS))
-        excess = max(0.0, residual - self.float_error)
+        excess = max(0.0, residual - self.float_error - math.fsum(weights_N * self.errors_N))
         self.residual = excess * excess
         distances_N = np.sqrt(_squares(self.sketches_NS - self.reduced_S))
-        self.distances_N = np.square(np.maximum(0.0, distances_N - FLOAT_SLACK * lengths_N - self.float_error))
+        slack_N = FLOAT_SLACK * lengths_N + self.float_error + self.errors_N
+        self.distances_N = np.square(np.maximum(0.0, distances_N - slack_N))
         self.alarm = max(
             _ratio(self.residual, ENERGY_LIMIT * self.energy),
             *(_ratio(d, DISTANCE_LIMIT * n * n) for d, n in zip(self.distances_N, self.norms_N, strict=True)),
@@ -181,8 +179,8 @@ def _majority_radius(measured: _Measured, half: int) -> float:
 
     Fewer than half of the rows cannot make it larger than the right ones do.
     """
-    sketches_NS, norms_N = measured.sketches_NS, measured.norms_N
-    distances_NN = np.sqrt(_squares(sketches_NS[:, None] - sketches_NS[None]))
+    sketches_NS, norms_N, errors_N = measured.sketches_NS, measured.norms_N, measured.errors_N
+    distances_NN = np.sqrt(_squares(sketches_NS[:, None] - sketches_NS[None])) + (errors_N[:, None] + errors_N[None])
     distances_NN = np.maximum(distances_NN, np.abs(norms_N[:, None] - norms_N[None]))
     return float(np.sort(distances_NN, axis=1)[:, half - 1].min())
 

@@ -1,8 +1,9 @@
 """What an aggregator publishes about a part once r[t] is known: for every contributor its distance and its sketch.
 
 A row follows from the committed bytes, the reduced bytes and the seed, with the same bits on every machine: exact
-integers in a block, float64 over blocks in a fixed order, one rounding to float32. So a sender recomputes its own row
-and compares bytes. Numbers in rows are in units of 2^24: the codec's largest legal vectors still fit into float32.
+integers in a block, float64 over blocks in a fixed order, one rounding: of the distance to float32, of the buckets to
+multiples of the largest one's 32767th. So a sender recomputes its own row and compares bytes. Numbers in rows are in
+units of 2^24: the codec's largest legal vectors still fit into float32.
 
 Legend: N contributors, 64 buckets.
 """
@@ -24,13 +25,36 @@ from btrain.protocol.randomness import next_randomness
 
 UNIT = 2.0**24
 BUCKETS = 64
+CODE_MAX = 32767
+HEAD_BYTES = 8  # norm and peak, float32
 
 
 class Row(NamedTuple):
-    """A contributor's row: |g_i - v| and S(g_i), float64 [64], both in units of 2^24."""
+    """A contributor's row: |g_i - v|, and S(g_i) as multiples of `peak` / 32767, all in units of 2^24.
+
+    Its numbers may be anything unless it is `legal`.
+    """
 
     norm: float
-    buckets: F64
+    peak: float
+    codes: F64
+
+    @property
+    def legal(self) -> bool:
+        """Whether `packed` could have made it: in particular its steps are as fine as its buckets allow."""
+        largest = float(np.abs(self.codes).max())
+        fine = largest == 0 if self.peak == 0 else CODE_MAX // 2 <= largest <= CODE_MAX
+        return math.isfinite(self.norm) and self.norm >= 0 and math.isfinite(self.peak) and self.peak >= 0 and fine
+
+    @property
+    def buckets(self) -> F64:
+        """S(g_i), rounded, float64 [64]."""
+        return self.codes * self.peak / CODE_MAX
+
+    @property
+    def error(self) -> float:
+        """The length of the rounding error of the buckets at most: half a step in each."""
+        return math.sqrt(BUCKETS) * self.peak / (2 * CODE_MAX)
 
 
 def sketch_seed(randomness: bytes, part: int) -> bytes:
@@ -39,7 +63,7 @@ def sketch_seed(randomness: bytes, part: int) -> bytes:
 
 
 def row_of(part: QuantizedBlocks, result: QuantizedBlocks, seed: bytes) -> bytes:
-    """The row of one contributor: float32 little-endian, the norm and the 64 buckets."""
+    """The row of one contributor, little-endian: the norm and the peak in float32, the 64 buckets in int16."""
     return rows_of([part], result, seed)[0]
 
 
@@ -51,8 +75,13 @@ def rows_of(parts: Sequence[QuantizedBlocks | None], result: QuantizedBlocks, se
 
 
 def packed(norm: float, sketch_S: F64) -> bytes:
-    """A row, rounded once."""
-    return np.concatenate(([norm], sketch_S)).astype("<f4").tobytes()
+    """A row. The peak is the largest bucket's magnitude rounded up, so that no code is beyond the largest."""
+    largest = float(np.abs(sketch_S).max())
+    peak = np.float32(largest)
+    if 0 < peak < largest:
+        peak = np.nextafter(peak, np.float32(np.inf))
+    codes_S = np.rint(sketch_S * (CODE_MAX / float(peak))) if peak else np.zeros(BUCKETS)
+    return np.array([norm, peak], "<f4").tobytes() + codes_S.astype("<i2").tobytes()
 
 
 def distance(part: QuantizedBlocks, result: QuantizedBlocks) -> float:
@@ -75,10 +104,10 @@ def sketch_of(vector: QuantizedBlocks, seed: bytes) -> F64:
 
 
 def read_row(row: bytes) -> Row:
-    """A row of a Table, `ROW_BYTES` long; its numbers may be anything."""
+    """A row of a Table, `ROW_BYTES` long."""
     assert len(row) == ROW_BYTES
-    numbers = np.frombuffer(row, "<f4").astype(np.float64)
-    return Row(float(numbers[0]), numbers[1:])
+    norm, peak = np.frombuffer(row[:HEAD_BYTES], "<f4")
+    return Row(float(norm), float(peak), np.frombuffer(row[HEAD_BYTES:], "<i2").astype(np.float64))
 
 
 # --- the links that a table rests on ---

@@ -19,7 +19,7 @@ from btrain.aggregation import CenteredClip, Mean, Reduction, Rule, get_rule, re
 from btrain.kernels import BLOCK, QuantizedBlocks, dequantize_blockwise, quantize_blockwise, sketch, weighted_sum
 from btrain.protocol.messages import ROW_BYTES, Table
 from btrain.protocol.table_limits import DOUBTFUL, SOUND, UNSOUND, Judgement, judge
-from btrain.protocol.tables import UNIT, link_mask, masked, read_row, row_of, rows_of, sketch_seed
+from btrain.protocol.tables import UNIT, link_mask, masked, packed, read_row, row_of, rows_of, sketch_seed
 
 SEED = bytes(range(32))
 PEERS = tuple(bytes([i]) * 32 for i in range(9))
@@ -64,15 +64,33 @@ def usual(contributors: int = 15, numel: int = 3000) -> Tensor:
 # --- rows ---
 
 
-def test_a_row_is_the_distance_and_the_sketch_in_float32() -> None:
+def test_a_row_is_the_distance_and_the_sketch_rounded_once() -> None:
     part, result = quantize_blockwise(noise(3000)), quantize_blockwise(noise(3000, seed=1))
     row = row_of(part, result, SEED)
-    norm, sketch_S = read_row(row)
+    said = read_row(row)
     gap = dequantize_blockwise(part).double() - dequantize_blockwise(result).double()
     assert len(row) == ROW_BYTES
-    assert norm * UNIT == pytest.approx(float(gap.norm()), rel=1e-6)
+    assert said.norm * UNIT == pytest.approx(float(gap.norm()), rel=1e-6)
     exact = sketch([part.codes], [part.scales], SEED)[0].numpy() / UNIT
-    np.testing.assert_array_equal(sketch_S, exact.astype(np.float32).astype(np.float64))
+    assert np.abs(said.codes).max() == 32767
+    assert np.abs(said.buckets - exact).max() <= np.abs(exact).max() / 65534 * (1 + 1e-6)
+
+
+@given(st.integers(-140, 120), st.lists(st.floats(-1, 1), min_size=64, max_size=64))
+def test_a_packed_row_is_legal_and_as_near_as_it_says(exponent: int, numbers: list[float]) -> None:
+    sketch_S = np.array(numbers) * 2.0**exponent
+    row = read_row(packed(1.0, sketch_S))
+    assert row.legal
+    assert np.linalg.norm(row.buckets - sketch_S) <= row.error * (1 + 1e-9) + 64 * 2.0**-150
+
+
+def test_rows_that_no_rounding_makes_are_illegal() -> None:
+    row = read_row(packed(1.0, np.arange(-10.0, 54.0)))
+    assert row.legal
+    for change in ({"peak": 4 * row.peak, "codes": row.codes / 4}, {"peak": 0.0}, {"codes": row.codes * 0},
+                   {"codes": np.full(64, -32768.0)}, {"peak": math.inf}, {"norm": -1.0}):  # fmt: skip
+        assert not row._replace(**change).legal
+    assert row._replace(peak=0.0, codes=row.codes * 0).legal
 
 
 def test_a_row_has_the_same_bits_in_any_company_and_with_any_number_of_threads() -> None:
@@ -194,10 +212,9 @@ def test_directed_rounding_raises_an_alarm() -> None:
 
 
 def forged(row: bytes, norm: float = 1.0, turn: float = 1.0) -> bytes:
-    numbers = np.frombuffer(row, "<f4").copy()
-    numbers[0] *= norm
-    numbers[1:] *= turn
-    return numbers.tobytes()
+    head = np.frombuffer(row[:8], "<f4").copy()
+    head *= np.array([norm, turn], "<f4")
+    return head.tobytes() + row[8:]
 
 
 def changed(case: Case, **fields: Any) -> Table:
@@ -265,7 +282,7 @@ def test_seven_friends_of_fifteen_hide_a_shift_of_a_few_spreads_and_no_more(spre
     gaps = np.stack([read_row(row).buckets - reduced_S for row in honest])
     pull_S = (weights[:, None] * gaps).sum(0) / 7
     claimed = float(np.linalg.norm(pull_S)) / 3.0
-    friend = np.concatenate(([claimed], reduced_S - pull_S)).astype("<f4").tobytes()
+    friend = packed(claimed, reduced_S - pull_S)
     everybody = np.concatenate((weights, np.ones(7)))
     table = Table(bytes(32), b"", tau * UNIT, (*honest, *[friend] * 7))
     judgement = case.judged(table, reduced=part, coefficients=tuple(everybody / everybody.sum()))
