@@ -17,8 +17,8 @@ class Limits:
     # Messages of the control plane.
     control_message_bytes_max: int = 64 * KIB
     messages_per_s_max: float = 2000.0
-    stranger_message_bytes_max: int = 16 * KIB
     stranger_messages_per_s_max: float = 50.0
+    stranger_message_bytes: int = 16 * KIB  # a longer one counts as several: to a newcomer all members are strangers
     burst_s: float = 2.0  # a peer that was quiet may send this many seconds' worth of messages at once
     flood_s: float = 3.0  # a peer that has been slowed down for this long is dropped
     queue_messages_max: int = 16 * KIB
@@ -68,10 +68,10 @@ class Rate:
         self._tokens = burst
         self._then = now
 
-    def take(self, now: float) -> float:
-        """Spend one unit; the seconds to wait before it is covered, 0.0 if it is already."""
+    def take(self, now: float, units: float = 1.0) -> float:
+        """Spend units; the seconds to wait before they are covered, 0.0 if they are already."""
         self._refill(now)
-        self._tokens -= 1.0
+        self._tokens -= units
         return max(0.0, -self._tokens / self._per_s)
 
     def try_take(self, now: float) -> bool:

@@ -64,6 +64,7 @@ class Link:
         self.error: NetworkError | None = None
         self._limits = limits
         self._parser = parser
+        parser.payload_bytes_max = limits.control_message_bytes_max
         self._scope = trio.CancelScope()
         self._queue: deque[bytes] = deque()
         self._queue_bytes = 0
@@ -80,9 +81,6 @@ class Link:
         self.is_member = is_member
         per_s = limits.messages_per_s_max if is_member else limits.stranger_messages_per_s_max
         self._rate = Rate(per_s, per_s * limits.burst_s, trio.current_time())
-        self._parser.payload_bytes_max = (
-            limits.control_message_bytes_max if is_member else limits.stranger_message_bytes_max
-        )
         if is_member:
             self.send(frame(Kind.BULK_READY))
             self.note_ready()
@@ -136,7 +134,7 @@ class Link:
         while True:
             count = 0
             while (item := self._parser.next_frame()) is not None:
-                await self._pace()
+                await self._pace(len(item[1]))
                 receive(*item)
                 count += 1
                 if count % _FRAMES_PER_TURN == 0:
@@ -144,10 +142,11 @@ class Link:
             self._parser.feed(await self.channel.read())
             self._heard = trio.current_time()
 
-    async def _pace(self) -> None:
+    async def _pace(self, size: int) -> None:
         """Slow a peer down to its rate; raises PeerViolation when it has not taken the hint for `flood_s`."""
         now = trio.current_time()
-        wait_s = self._rate.take(now)
+        longest = self._limits.stranger_message_bytes
+        wait_s = self._rate.take(now, 1.0 if self.is_member else max(1, -(-size // longest)))
         if self._rate.spare(now) > _RECOVERED:
             self._slow_since = None
         if wait_s == 0.0:

@@ -41,6 +41,7 @@ class Replay:
     _fetch: StateFetch | None = field(default=None, init=False)
     _loading: CertifiedState | None = field(default=None, init=False)
     undone: bool = field(default=False, init=False)  # the parameters here are of a chain that was given up
+    _stalled: tuple[int, str] | None = field(default=None, init=False)  # what was last said of that
     _load_undone: bool = field(default=False, init=False)  # and so is the state that is being taken over
 
     def __post_init__(self) -> None:
@@ -149,7 +150,10 @@ class Replay:
             self._apply(block, _assemble(self._parts, state.genesis.numel, len(block.results)))
 
     def _stall(self, reason: str) -> None:
-        self.desk.event("stalled", round=self.x_round, reason=reason)
+        """Say once what is waited for: it is asked for again and again."""
+        if self._stalled != (self.x_round, reason):
+            self._stalled = self.x_round, reason
+            self.desk.event("stalled", round=self.x_round, reason=reason)
 
     def _apply(self, block: Block, update: Tensor | None) -> None:
         self._replaying = False

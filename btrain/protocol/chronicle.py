@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from btrain.protocol.allowance import Allowance
 from btrain.protocol.desk import Desk
-from btrain.protocol.effects import AppendBlock, RollBack
+from btrain.protocol.effects import AppendBlock, RollBack, SetTimer
 from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.errors import ForeignMessage, InconsistentMessage
 from btrain.protocol.forks import FORK_ROUNDS_MAX, Forks, Height, History
 from btrain.protocol.holdings import Holdings
 from btrain.protocol.ledger import Block, LedgerState, check_certificate, open_block
 from btrain.protocol.packets import BLOCKS_MAX, PACKET_BYTES_MAX, Blocks, CertifiedBlock, Where
+from btrain.protocol.pursuit import ROOM_BYTES, Pursuit, fills_packet, size_of
 from btrain.protocol.round import Round
 
 BLOCKS_KEPT = 64  # decoded blocks in memory
 KEPT_PERIODS = 4  # of custody and certification: for so long newcomers can follow although no state is certified
 ANSWERS_MAX = 4  # for a member or trainee in Delta / 2; a stranger gets one
 RETELLINGS_MAX = 2  # of the open rounds, for a member or trainee in Delta
+FURTHER_ANSWERS_MAX = 16  # in Delta / 2, for all together that ask for more: a newcomer has the whole past to fetch
 QUIET_DELTAS = 4  # when nothing was decided for so long, something may have been lost: ask
 
 
@@ -39,7 +41,9 @@ class Chronicle:
         self.decided_us = 0
         self._blocks: dict[int, Block] = {}  # the latest; older ones are read from the ledger
         self._asked_us = -(10**12)
+        self.pursuit = Pursuit()
         self._answers = Allowance(ANSWERS_MAX, max(1, state.charter.message_us // 2))
+        self._further = Allowance(FURTHER_ANSWERS_MAX, max(1, state.charter.message_us // 2))
         self._searches = Allowance(1, max(1, state.charter.message_us // 2))
         self._retellings = Allowance(RETELLINGS_MAX, state.charter.message_us)
         self._summaries = 0  # made so far
@@ -112,7 +116,7 @@ class Chronicle:
         """Whether nothing moved for a while."""
         since, delta_us = now - self.decided_us, self.state.charter.message_us
         overdue = len(self.uncertified) > 1 or (bool(self.uncertified) and since >= delta_us)
-        return since >= QUIET_DELTAS * delta_us or overdue
+        return since >= QUIET_DELTAS * delta_us or overdue or self.pursuit.under_way
 
     def ask(self, peer: PeerId, opened: Round | None, now: int) -> None:
         """Ask a peer that seems to be ahead."""
@@ -124,7 +128,7 @@ class Chronicle:
         """Help a peer on from where it is."""
         if where.round > self.state.round:
             self.ask(sender, opened, now)
-        elif self._answers.spend(sender, 1 if self.state.answers(sender) else ANSWERS_MAX, now):
+        elif self._may_ask(sender, where, now):
             known = self._head_before(where.round)
             apart = known != where.head  # another chain: show where they part
             blocks = self._from(max(0, where.round - BLOCKS_MAX) if apart else where.round)
@@ -139,6 +143,12 @@ class Chronicle:
             for target in (*self.uncertified.values(), *([opened] if opened else [])):
                 target.resend(to, held, now)
 
+    def _may_ask(self, sender: PeerId, where: Where, now: int) -> bool:
+        if self._answers.spend(sender, 1 if self.state.answers(sender) else ANSWERS_MAX, now):
+            return True
+        follows = where.round > 0 and where.head == self._head_before(where.round)
+        return follows and self._further.spend(self.desk.me, 1, now)
+
     def _head_before(self, round: int) -> bytes:
         """Hash of the block before block `round`."""
         return self.state.run if round == 0 else self.block(round - 1).hash
@@ -150,11 +160,23 @@ class Chronicle:
             certified = self.ledger.read(first + len(blocks))
             if certified is None:
                 break
-            size += len(certified.block) + sum(len(final) + 8 for final in certified.certificate) + 64
-            if blocks and size > PACKET_BYTES_MAX - 1024:
+            size += size_of(certified)
+            if blocks and size > PACKET_BYTES_MAX - ROOM_BYTES:
                 break
             blocks.append(certified)
         return blocks
+
+    def go_on(self, sender: PeerId, blocks: Sequence[CertifiedBlock], now: int) -> None:
+        """Blocks have come. If some are new and there may be more, one peer is asked for these; else all hear where
+        this member is now, so that they send it what is open."""
+        fresh = bool(self._fresh)
+        self.pursuit.came(sender, fresh)
+        if not fresh:
+            return
+        source = self.pursuit.next() if fills_packet(blocks) else None
+        self.tell(source, None)
+        if source is not None:
+            self.desk.emit(SetTimer("where", now + self.state.charter.message_us))
 
     def take(self, sender: PeerId, blocks: Iterable[CertifiedBlock], now: int) -> None:
         """Verify certified blocks of a peer that is ahead and append those that are new; `taken` gives these.

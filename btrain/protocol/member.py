@@ -218,6 +218,7 @@ class Member:
     def disconnected(self, peer: PeerId, now: int) -> list[Effect]:
         """A peer is gone; its silence has no other consequence than its deadlines."""
         self._connected.discard(peer)
+        self.chronicle.pursuit.forget(peer)
         return self._done(now)
 
     def timer(self, name: str, now: int) -> list[Effect]:
@@ -424,7 +425,8 @@ class Member:
         """Go on: catch up with the ledger, or open the next round."""
         if self._halted:
             return
-        if self.round is None or not self.replay.loads:  # parameters change between rounds
+        between_rounds = self.round is None or not self.replay.loads  # when parameters may change
+        if between_rounds and not self.chronicle.pursuit.under_way:
             self.replay.go(self.state, self._sources)
         if self.me in self.state.roster.banned:
             self._halt("banned", done=False)
@@ -572,6 +574,7 @@ class Member:
         seatless = self.state.roster.seat(self.me) is None
         if self.chronicle.quiet(now) or seatless:
             self.chronicle.tell(None, self.round)
+        self.chronicle.pursuit.under_way = False
         self._settle(now)
         if seatless and not self._halted:
             self._ask(ready=self.round is not None)
@@ -584,6 +587,7 @@ class Member:
         try:
             self.chronicle.take(sender, blocks, now)
         finally:
+            self.chronicle.go_on(sender, blocks, now)
             self._on_taken(now)
 
     def _on_taken(self, now: int) -> None:
@@ -605,8 +609,9 @@ class Member:
         if fresh:
             self._abandon_round()
             self.desk.event("caught_up", round=self.state.round)
-            self.chronicle.tell(None, None)
         self._settle(now)
+        if fresh and self.state.roster.seat(self.me) is None and not self.chronicle.pursuit.under_way:
+            self._ask(ready=self.round is not None)
 
     def _undo(self, round: int) -> None:
         """Blocks from `round` on do not stand any more."""

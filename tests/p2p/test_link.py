@@ -150,6 +150,20 @@ def test_a_sender_at_its_rate_stays_and_one_above_it_goes(pause_s: float, droppe
     assert isinstance(error, PeerViolation) == dropped
 
 
+@pytest.mark.parametrize(("pause_s", "dropped"), [(0.042, False), (0.035, True)])
+def test_a_long_message_of_a_stranger_counts_as_several(pause_s: float, dropped: bool) -> None:
+    limits = replace(LIMITS, stranger_messages_per_s_max=100.0, stranger_message_bytes=10, burst_s=1.0, flood_s=3.0)
+
+    async def test(wire: Wire, link: Link, clock: Any) -> None:
+        for _ in range(2000):
+            await wire.put.send(frame(Kind.MESSAGE, bytes(31)))
+            await trio.sleep(pause_s)
+        link.fail(LinkLost("enough"))
+
+    error, _ = run(test, limits)
+    assert isinstance(error, PeerViolation) == dropped
+
+
 def test_a_flood_is_one_though_this_process_wakes_up_late() -> None:
     """Every wait of 10 ms takes 30 ms, so that two messages pass without any."""
     limits = replace(LIMITS, stranger_messages_per_s_max=100.0, burst_s=1.0, flood_s=3.0)

@@ -4,7 +4,35 @@ from __future__ import annotations
 
 import pytest
 
-from tests.peer.conftest import Town
+from btrain.config import loads
+from btrain.identity import create_key, peer_id_text
+from tests.peer.conftest import CONFIG, Town
+
+
+def listed(town: Town, names: str, founders: int) -> str:
+    """Make keys for these peers and a run that admits them; returns the names, who puts the genesis together first."""
+    ids = {}
+    for name in names:
+        (town.directory / name).mkdir()
+        ids[name] = peer_id_text(create_key(town.directory / name / "identity.key").public_key)
+    group = f"{{start_when: {founders}, byzantine_max: 1, admission: allowlist, members: {sorted(ids.values())}}}"
+    town.text = loads(f"{CONFIG}group: {group}\n").to_yaml()
+    return "".join(sorted(names, key=ids.__getitem__))
+
+
+def test_a_newcomer_learns_the_run_from_one_that_was_no_founder(town: Town) -> None:
+    """To it that peer is a stranger until it has the block that gave the seat, and blocks of a run are long."""
+    first, *others = listed(town, "abcde", founders=3)
+    founders, (late, last) = [first, *others[:2]], others[2:]
+    peers = town.found(*founders)
+    town.until(lambda: all(peer.height >= 3 for peer in peers))
+    middle = town.start(late, join=peers[0].address)
+    town.until(lambda: middle.height >= 15)
+    newcomer = town.start(last, join=middle.address)
+    town.until(lambda: newcomer.contributed > 15)
+    assert newcomer.all("misbehaved") == []
+    town.kill(*founders, late, last)
+    town.check()
 
 
 @pytest.mark.parametrize(("rounds_before", "sync"), [(3, 16), (14, 4)])

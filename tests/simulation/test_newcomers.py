@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -74,3 +75,18 @@ def test_a_newcomer_among_poisoners_starts_from_the_true_state() -> None:
     assert events(world, newcomer, "state_loaded")
     x = {world.node(peer).learner.state_bytes() for peer in (*world.honest, newcomer)}  # type: ignore[union-attr]
     assert len(x) == 1
+
+
+def test_a_newcomer_does_not_wait_between_the_blocks_of_a_long_past(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve packets of blocks, while one peer answers with the first block only. (One packet in Delta took five times
+    as long.)"""
+    for module in ("chronicle", "pursuit"):
+        monkeypatch.setattr(f"btrain.protocol.{module}.BLOCKS_MAX", 2)
+    made = liars(3, partial(ForgedHistory, kind="old"), peers=4, count=1)
+    world = world_of(4, 40, seed=3, byzantine=made, signatures="counted")
+    world.run(24, 400 * SECOND)
+    started = world.heap.now
+    world.add_newcomer(NEWCOMER, started)
+    world.heap.run(started + 2 * world.charter.message_us)
+    assert world.height(NEWCOMER.public_key) >= 24
+    world.verify()
