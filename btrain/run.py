@@ -36,6 +36,8 @@ from btrain.progress import StatusFile
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.effects import Apply
 from btrain.protocol.encoding import digest
+from btrain.protocol.errors import InvalidInvitation
+from btrain.protocol.invitations import invitation_bytes
 from btrain.storage.durable import StorageError
 from btrain.storage.run_directory import RunDirectory, run_was_founded
 from btrain.storage.streams import read_json_lines
@@ -182,6 +184,7 @@ class Run:
                 "this peer founds the run, so it needs the state that the run starts from: name it by --fork-from or "
                 "model.from, or --join a run that is founded"
             )
+        invitations = _invitations(config)
         key, self._directory = self._open_directory(run_dir)
         self._status = StatusFile(self._directory, read_json_lines(self._directory.events.path))
         store = Store(self._directory, charter_of(config))
@@ -199,7 +202,7 @@ class Run:
         setting = Setting(
             config=config, key=key, store=store, learning=learning, behaviour=behaviour, start=start,
             numel=trainer.numel, listen=options.listen or config.local.listen, announce=_as_tuple(announce),
-            join=joins, on_event=self._tell,
+            join=joins, invitations=invitations, on_event=self._tell,
         )  # fmt: skip
         self._shell = Shell(setting, begin(setting))
         if self._leave_asked:
@@ -480,6 +483,13 @@ def _going_on(config: RunConfig, options: PeerOptions) -> tuple[RunConfig, Fork 
     from btrain.verify.parent import going_on
 
     return going_on(config, config.local.fork_from, options.run_dir or config.local.run_dir)
+
+
+def _invitations(config: RunConfig) -> tuple[bytes, ...]:
+    try:
+        return tuple(map(invitation_bytes, config.local.invitations))
+    except InvalidInvitation as error:
+        raise config.error("local.invitations", str(error)) from None
 
 
 def _behaviour(options: PeerOptions, seed: int) -> Behaviour:

@@ -96,16 +96,16 @@ def invite(
     """Write an invitation to a run that admits by `invite`: for one peer and one seat. The guest sets
     local.invitations."""
     with output(as_json) as out:
-        from btrain.protocol.invitations import invitation_text
-        from btrain.protocol.invitations import invite as sign_invitation
-        from btrain.storage.run_directory import list_run
-        from btrain.verify.reading import Record
+        from btrain.inviting import write_invitation
 
         guest = peer_id_bytes(peer_id)
-        record, since = Record.open(run_dir), list_run(run_dir).blocks
-        key = read_key(identity or run_dir / "identity.key")
-        text = invitation_text(sign_invitation(key, record.genesis.run, guest, since, since + rounds))
-        out.document({"invitation": text, "peer_id": peer_id, "since": since, "until": since + rounds}, text)
+        invited = write_invitation(run_dir, identity or run_dir / "identity.key", guest, rounds)
+        typer.echo(invited.advice, err=True)
+        out.document(
+            {"invitation": invited.text, "peer_id": peer_id, "since": invited.since, "until": invited.until,
+             "needed": invited.needed},
+            invited.text,
+        )  # fmt: skip
 
 
 def status(

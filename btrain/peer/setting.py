@@ -32,6 +32,7 @@ class Setting:
     listen: str
     announce: tuple[str, ...]
     join: tuple[str, ...]
+    invitations: tuple[bytes, ...]
     on_event: Callable[[dict[str, Any]], None]
 
 

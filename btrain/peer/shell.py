@@ -31,8 +31,7 @@ from btrain.peer.timers import Timers
 from btrain.peer.whereabouts import Whereabouts
 from btrain.protocol.effects import AppendBlock, Apply, Effect, Halt
 from btrain.protocol.encoding import PeerId, sha256
-from btrain.protocol.errors import InvalidInvitation, RemoteProtocolError
-from btrain.protocol.invitations import invitation_bytes
+from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import Genesis, LedgerState, open_block
 from btrain.protocol.member import Member, Membership
 from btrain.protocol.packets import Offer, Refusal, Where, decode_packet, encode_packet
@@ -130,15 +129,8 @@ class Shell:
             x0, probe_norm = genesis.x0, genesis.probe_norm
         return Membership(
             self.setting.config.contract_hash(), x0, probe_norm, self.beginning.salt, addresses, start.probe_ms,
-            self._invitations(),
+            self.setting.invitations,
         )  # fmt: skip
-
-    def _invitations(self) -> tuple[bytes, ...]:
-        config = self.setting.config
-        try:
-            return tuple(invitation_bytes(text) for text in config.local.invitations)
-        except InvalidInvitation as error:
-            raise config.error("local.invitations", str(error)) from None
 
     def _begin(self) -> None:
         if self._leave_asked:  # before there was a thread to ask

@@ -31,6 +31,11 @@ WRONG = [
     ("peer --fork-from full:3", 2, ["--fork-from full:3", "no run"]),
     ("peer --fork-from full --set model.from=x", 2, ["model.from", "the state of that one"]),
     ("simulate --set model.fingerprint=" + "a" * 64, 2, ["model.fingerprint", "simulation", "model.from"]),
+    ("peer --set local.invitations=[abc]", 2, ["local.invitations", "btrain-invite-"]),
+    ("peer --set group.admission=invited", 2, ["group.admission", "did you mean invite"]),
+    ("peer --set group.admission=invite --set group.invitations=9", 2, ["group.invitations", "the number of founders"]),
+    ("invite --run-dir full", 2, ["PEER_ID"]),
+    ("invite abc --run-dir full", 2, ["'abc' is no peer id"]),
     # of addresses, devices, keys and folders
     ("peer --join nonsense", 2, ["--join", "nonsense", "/ip4/"]),
     (f"peer --join /ip4/127.0.0.1/tcp/99999/p2p/{ID}", 2, ["--join", "a port from 1"]),

@@ -6,7 +6,8 @@ import pytest
 
 from btrain.config import loads
 from btrain.identity import create_key, peer_id_text
-from tests.peer.conftest import CONFIG, Town
+from btrain.inviting import write_invitation
+from tests.peer.conftest import CONFIG, Resident, Town
 
 
 def listed(town: Town, names: str, founders: int) -> str:
@@ -52,3 +53,33 @@ def test_a_late_peer_gets_a_seat_and_contributes(town: Town, rounds_before: int,
     town.kill("a", "b", "c", "d")
     town.check()
     assert late.peer_id in town.contributors("a", since=last)
+
+
+def test_only_who_was_invited_by_enough_members_gets_a_seat(town: Town) -> None:
+    """Members write invitations while they run; two of three are needed. Who has one, or none, is told so."""
+    town.config(3, group__admission="invite")
+    peers = town.found("a", "b", "c")
+    town.until(lambda: all(peer.height >= 2 for peer in peers))
+    guest = create_key(town.directory / "guest.key").public_key
+    letters = [write_invitation(peer.run_dir, peer.run_dir / "identity.key", guest, 1000).text for peer in peers[:2]]
+
+    def comes(name: str, letters: list[str]) -> Resident:
+        text = loads(town.text, overrides=[f"local.invitations=[{', '.join(letters)}]"]).to_yaml()
+        return town.start(name, join=peers[2].address, text=text, identity=town.directory / "guest.key")
+
+    early = comes("early", letters[:1])
+    town.until(lambda: bool(early.all("refusal")))
+    assert "whom 2 of its members have invited, and 1 invitations" in early.all("refusal")[0]["reason"]
+    stranger = town.start("stranger", join=peers[2].address)
+    town.until(lambda: bool(stranger.all("refusal")))
+    town.kill("early")
+    invited = comes("invited", letters)
+    town.until(lambda: bool(invited.all("started")))
+    town.until(lambda: any(invited.peer_id in event["admitted"] for event in peers[0].all("block")))
+    last = peers[0].height
+    town.goes_on("a", "b", "c", "invited")
+    town.kill("a", "b", "c", "invited", "stranger")
+    town.check()
+    assert invited.peer_id in town.contributors("a", since=last)
+    seated = {peer_id_text(entry.peer) for block in town.blocks("a") for entry in block.admissions}
+    assert seated == {invited.peer_id}
