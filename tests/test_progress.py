@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from btrain.progress import WRITE_EVERY_S, Progress, StatusFile
+from btrain.progress import Progress, StatusFile
 from btrain.status import read_status_of, status_text
 from btrain.storage.run_directory import RunDirectory
 from btrain.storage.streams import read_status
@@ -50,19 +50,41 @@ def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory.open(tmp_path / "peer-0", contract=bytes(32), identity=bytes(range(32)))
 
 
-def test_the_file_is_written_at_once_for_what_is_rare_and_seldom_for_the_rest(directory: RunDirectory) -> None:
-    status, path = StatusFile(directory), directory.path / "status.json"
-    status.take(BEGIN[0])
-    status.take(BEGIN[1])
-    assert read_status(path)["state"] == "training"  # type: ignore[index]
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock that status files see: seconds, set by the test."""
+    now = [100.0]
+    monkeypatch.setattr("btrain.progress.time.monotonic", lambda: now[0])
+    return now
+
+
+def shown_round(directory: RunDirectory) -> int | None:
+    written = read_status(directory.path / "status.json")
+    assert written is not None
+    found: int | None = written["round"]
+    return found
+
+
+def test_the_file_is_written_at_once_for_what_is_rare_and_once_a_second_for_the_rest(
+    directory: RunDirectory, clock: list[float]
+) -> None:
+    status = StatusFile(directory)
+    for event in BEGIN[:2]:
+        status.take(event)
+    assert read_status(directory.path / "status.json")["state"] == "training"  # type: ignore[index]
     for number in range(100):
         status.take({**BEGIN[2], "round": number})
-    assert read_status(path)["round"] in (None, *range(99))  # type: ignore[index]
+    assert shown_round(directory) is None
     status.take(FAULTS[0])
-    written = read_status(path)
-    assert written is not None
-    assert (written["round"], written["drifts"]) == (99, 1)
-    assert WRITE_EVERY_S > 0.1
+    assert shown_round(directory) == 99
+    clock[0] += 0.999
+    status.take({**BEGIN[2], "round": 100})
+    assert shown_round(directory) == 99
+    clock[0] += 0.001
+    status.take({**BEGIN[2], "round": 101})
+    assert shown_round(directory) == 101
+    status.take({**BEGIN[2], "round": 102})
+    assert shown_round(directory) == 101
 
 
 def test_a_status_goes_on_after_a_restart_and_is_what_the_command_shows(directory: RunDirectory) -> None:
