@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from btrain.identity import short_id
+from btrain.progress import HALTED, halted_text
 
 CLIPPED_SHARE_MAX = 0.4
 REFRESH_S = 0.25
@@ -90,6 +91,8 @@ class Board:
     def _on_block(self, source: str, row: Row, event: Event) -> None:
         self.round = max(self.round, event["round"])
         row.round = event["round"]
+        if row.status == HALTED:
+            row.status = "active"
         row.clipped = event.get("clipped_share")
         row.seconds = sum(event["seconds"].values()) if event.get("seconds") else None
         self.losses_left = event.get("losses_left")
@@ -138,6 +141,10 @@ class Board:
 
     def _on_rolled_back(self, source: str, row: Row, event: Event) -> list[str]:
         return [f"{row.name} returns to the block before round {event['round']}: another chain stands"]
+
+    def _on_halted(self, source: str, row: Row, event: Event) -> list[str]:
+        row.status = HALTED
+        return [f"{row.name}: {halted_text(event)}"]
 
     def _on_stalled(self, source: str, row: Row, event: Event) -> list[str]:
         return [f"{row.name} waits: {event.get('reason', 'nothing can be certified')}"]
@@ -195,7 +202,7 @@ class Board:
         for title in ("peer", "attack", "role", "round", "loss", "clipped", "verdict", "status"):
             table.add_column(title, justify="right" if title in {"round", "loss", "clipped"} else "left")
         for row in self.rows.values():
-            style = "red" if row.status == "banned" else "yellow" if row.status in {"absent", "failed"} else ""
+            style = "red" if row.status == "banned" else "yellow" if row.status in {"absent", "failed", HALTED} else ""
             table.add_row(
                 Text(row.name), Text(row.attack), Text(row.role), "" if row.round is None else str(row.round),
                 _number(row.trained if row.loss is None else row.loss),

@@ -10,9 +10,21 @@ from typing import Any, Self
 from btrain.storage.run_directory import RunDirectory
 
 WRITE_EVERY_S = 1.0
+HALTED = "halted"
 _FREQUENT = {"round", "block", "trained", "checked", "connected", "disconnected", "refused"}
 
 Event = Mapping[str, Any]
+
+
+def halted_text(event: Event) -> str:
+    """Why nothing can be certified, and what to do."""
+    reached, needed = event["reached"], event["needed"]
+    more = needed - reached
+    return (
+        f"halted at round {event['round']}: {reached} of {event['members']} members can be reached, and {needed} must "
+        f"sign a block. It goes on when {more} more {'is' if more == 1 else 'are'} back: start them again in their run "
+        "directories. If they are gone for good, go on without them in a new run: btrain peer --fork-from RUN_DIR"
+    )
 
 
 class Progress:
@@ -23,7 +35,8 @@ class Progress:
             "state": "starting",
             "round": None, "role": None, "members": None, "present": None, "losses_left": None,
             "loss": None, "metric": None, "clipped_share": None,
-            "drifts": 0, "heals": 0, "contested": 0, "forks": 0, "rolled_back": 0, "stalled": None, "bans": [],
+            "drifts": 0, "heals": 0, "contested": 0, "forks": 0, "rolled_back": 0, "stalled": None, "halted": None,
+            "bans": [],
             "last_event": None,
         }  # fmt: skip
 
@@ -51,6 +64,11 @@ class Progress:
                 found |= {key: event.get(key) for key in ("round", "role", "members", "present")}
             case "block":
                 found |= {key: event[key] for key in ("clipped_share", "losses_left")} | {"stalled": None}
+                self._go_on()
+            case "caught_up":
+                self._go_on()
+            case "halted":
+                found |= {"state": HALTED, "halted": halted_text(event)}
             case "evaluated":
                 found |= {key: event[key] for key in ("loss", "metric")}
             case "banned":
@@ -62,6 +80,10 @@ class Progress:
                 found["stalled"] = event.get("reason")
             case _:
                 self._take_fault(event)
+
+    def _go_on(self) -> None:
+        if self.fields["state"] == HALTED:
+            self.fields |= {"state": "training", "halted": None}
 
     def _take_fault(self, event: Event) -> None:
         """What happened to the parameters and to the chain."""

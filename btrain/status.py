@@ -9,7 +9,7 @@ from typing import Any
 
 from btrain.errors import ConfigError
 from btrain.identity import short_id
-from btrain.progress import Progress
+from btrain.progress import HALTED, Progress
 from btrain.storage.run_directory import list_run
 from btrain.storage.streams import read_json_lines, read_status
 
@@ -58,6 +58,7 @@ def status_text(document: Mapping[str, Any]) -> str:
     """A status in words."""
     lines = [_line(peer) for peer in document["peers"]]
     bans = {ban["peer_id"]: ban for peer in document["peers"] for ban in peer["bans"]}
+    lines += list(dict.fromkeys(peer["halted"] for peer in document["peers"] if peer["state"] == HALTED))
     lines += [f"banned in round {b['banned_round']}: {short_id(peer)} for {b['reason']}" for peer, b in bans.items()]
     left = [peer["losses_left"] for peer in document["peers"] if peer["state"] == "training"]
     if left and None not in left:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from btrain.config import RunConfig
 from btrain.identity import short_id
 from btrain.monitor import Board, Say, Screen
+from btrain.progress import halted_text
 from btrain.storage.run_directory import RunDirectory
 
 SMALL_GROUPS = {
@@ -26,7 +27,12 @@ class PeerScreen:
         self._say_late = say
         self._screen = Screen(Board(config.rounds), say, live=live)
         self._peer_id = ""
-        self._document: dict[str, Any] = {"run_dir": str(config.local.run_dir), "bans": [], "evidence": []}
+        self._document: dict[str, Any] = {
+            "run_dir": str(config.local.run_dir),
+            "bans": [],
+            "evidence": [],
+            "halted": None,
+        }
 
     def __enter__(self) -> Self:
         self._screen.__enter__()
@@ -51,6 +57,10 @@ class PeerScreen:
                 return [_waiting(event["have"], event["need"])]
             case "founded":
                 return self._founded(event["run_id"], event["members"], event.get("round", 0))
+            case "halted":
+                self._document["halted"] = halted_text(event)
+            case "block" | "caught_up":
+                self._document["halted"] = None
             case "banned":
                 self._document["bans"].append(
                     {"peer_id": event["peer"], "banned_round": event["round"], "reason": event["deed"]}
@@ -112,6 +122,8 @@ class PeerScreen:
         accuracy = "" if final["metric"] is None else f", accuracy {final['metric']:.4f}"
         done = "left after" if self._document["reason"] == "left" else "done:"
         ended = f"{done} {self._document['rounds']} rounds{loss}{accuracy}"
+        if self._document["halted"]:
+            ended = f"{ended}; the run was {self._document['halted']}"
         return f"{ended}\ncheck it: btrain audit {self._document['run_dir']}"
 
 

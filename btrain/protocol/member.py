@@ -63,6 +63,7 @@ from btrain.protocol.randomness import HashChain
 from btrain.protocol.round import Round
 from btrain.protocol.routes import Routes
 from btrain.protocol.seats import Membership, Seats
+from btrain.protocol.standstill import Standstill
 from btrain.protocol.trials import Trials
 
 __all__ = ["Ledger", "Member", "Membership"]
@@ -121,6 +122,7 @@ class Member:
         self.condition = Condition(self.desk, state.charter.state_sync_every)
         self.comparison = Comparison(self.desk, self.condition, state.charter.state_tolerance)
         self._connected: set[PeerId] = set()
+        self._standstill = Standstill(self.desk)
         self._answers = Allowance(ANSWER_BYTES_MAX, state.charter.message_us)
         self._refusals: dict[PeerId, int] = {}
         self._transfer_ms = 0
@@ -572,6 +574,8 @@ class Member:
 
     def _on_where_timer(self, now: int) -> None:
         seatless = self.state.roster.seat(self.me) is None
+        if not seatless and not self._halted:
+            self._standstill.look(self.state, self._connected, self.chronicle.decided_us, now)
         if self.chronicle.quiet(now) or seatless:
             self.chronicle.tell(None, self.round)
         self.chronicle.pursuit.under_way = False

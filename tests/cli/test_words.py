@@ -93,6 +93,37 @@ def test_a_peers_document_holds_its_end() -> None:
     assert "done: 9 rounds, loss 0.2500" in shown.closing()
 
 
+HALTED = {"event": "halted", "round": 7, "reached": 3, "members": 8, "needed": 5}
+WORDS = "halted at round 7: 3 of 8 members can be reached, and 5 must sign a block. It goes on when 2 more are back"
+
+
+def test_a_halted_run_says_why_on_screen_and_when_it_is_left() -> None:
+    lines: list[str] = []
+    finished = {"event": "finished", "reason": "left", "round": 7, "digest": "d", "loss": None, "metric": None,
+                "bytes_sent": 1, "numel": 5}  # fmt: skip
+    with screen(lines) as shown:
+        shown.event({"event": "started", "peer_id": A, "addresses": []})
+        shown.event({"event": "founded", "run_id": "ab" * 32, "members": [A, B], "round": 0})
+        shown.event(HALTED)
+        shown.event(finished)
+    assert any(WORDS in line and "--fork-from" in line for line in lines)
+    assert "left after 7 rounds; the run was " + WORDS in shown.closing()
+    assert WORDS in shown.document(0)["halted"]
+    shown.event({"event": "caught_up", "round": 9})
+    assert shown.document(0)["halted"] is None and "halted" not in shown.closing()
+
+
+def test_the_status_of_a_halted_run_says_why_once(tmp_path: Path) -> None:
+    for name in ("peer-0", "peer-1"):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps({"v": 1, "time": 1.0, **e}) for e in ({"event": "founded"}, HALTED)]
+        (tmp_path / name / "events.jsonl").write_text("\n".join(lines) + "\n")
+    text = status_text(read_status_of(tmp_path))
+    assert text.count(WORDS) == 1 and "peer-0: halted" in text and "peer-1: halted" in text
+    block = {"event": "block", "clipped_share": 0.1, "losses_left": 1}
+    assert Progress.of([{"event": "founded"}, HALTED, block]).fields["state"] == "training"
+
+
 def test_status_is_the_last_word_of_the_events(tmp_path: Path) -> None:
     peer, empty = tmp_path / "peer-0", tmp_path / "empty"
     peer.mkdir()

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from btrain.status import read_status_of
 from tests.peer.conftest import Town
 
 
@@ -40,6 +41,24 @@ def test_a_killed_peer_is_not_missed_and_comes_back(town: Town, count: int, vict
     town.check()
     away = town.residents[victim].peer_id
     assert away in town.contributors(others[0], since=4)
+
+
+def test_a_run_that_too_few_are_left_of_says_so_and_goes_on_when_they_are_back(town: Town) -> None:
+    town.config(3)
+    peers = town.found("a", "b", "c")
+    town.until(lambda: all(peer.height >= 3 for peer in peers))
+    town.kill("b", "c")
+    town.until(lambda: bool(peers[0].all("halted")))
+    halted = peers[0].all("halted")[-1]
+    assert (halted["reached"], halted["members"], halted["needed"]) == (1, 3, 2)
+    (shown,) = read_status_of(peers[0].run_dir)["peers"]
+    assert shown["state"] == "halted" and "1 of 3 members can be reached, and 2 must sign" in shown["halted"]
+    town.start("b")
+    town.goes_on("a", "b")
+    (shown,) = read_status_of(peers[0].run_dir)["peers"]
+    assert (shown["state"], shown["halted"]) == ("training", None)
+    town.kill("a", "b")
+    town.check()
 
 
 PHASES = [(kind, after) for kind in ("commit", "vote", "result", "reveal", "final") for after in (False, True)]
