@@ -36,4 +36,5 @@ def charter_of(config: RunConfig) -> Charter:
         sweep=verification.sweep,
         state_tolerance=verification.state_tolerance,
         banned=frozenset(config.banned),
+        rollback=verification.rollback == "proven_round",
     )

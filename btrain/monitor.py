@@ -55,7 +55,9 @@ class Board:
     members: int = 0
     losses_left: int | None = None
     notes: list[str] = field(default_factory=list)
+    overtime: int = 0  # rounds that make up for those that were undone
     _banned: set[str] = field(default_factory=set)
+    _restored: set[int] = field(default_factory=set)
 
     def add(self, peer_id: str, name: str, attack: str | None = None) -> None:
         """Show a peer under a name."""
@@ -146,6 +148,14 @@ class Board:
         row.status = HALTED
         return [f"{row.name}: {halted_text(event)}"]
 
+    def _on_restored(self, source: str, row: Row, event: Event) -> list[str]:
+        self.overtime = max(self.overtime, event["rounds_undone"])
+        if event["round"] in self._restored:
+            return []
+        self._restored.add(event["round"])
+        steps = f"step {event['from_step']} -> {event['step']}"
+        return [f"rolled back to round {event['to_round']} in round {event['round']}: {steps}"]
+
     def _on_stalled(self, source: str, row: Row, event: Event) -> list[str]:
         return [f"{row.name} waits: {event.get('reason', 'nothing can be certified')}"]
 
@@ -171,7 +181,7 @@ class Board:
 
     def line(self) -> str:
         """The run in one line."""
-        parts = [f"round {self.round:4d} of {self.rounds}"]
+        parts = [f"round {self.round:4d} of {self.rounds + self.overtime}"]
         loss, metric = self.median(lambda row: row.loss), self.median(lambda row: row.metric)
         clipped, seconds = self.median(lambda row: row.clipped), self.median(lambda row: row.seconds)
         trained = self.median(lambda row: row.trained)

@@ -13,6 +13,8 @@ WRITE_EVERY_S = 1.0
 HALTED = "halted"
 _FREQUENT = {"round", "block", "trained", "checked", "connected", "disconnected", "refused"}
 
+_RESTORED = ("round", "to_round", "from_step", "step", "rounds_undone")
+
 Event = Mapping[str, Any]
 
 
@@ -35,9 +37,8 @@ class Progress:
             "state": "starting",
             "round": None, "role": None, "members": None, "present": None, "losses_left": None,
             "loss": None, "metric": None, "clipped_share": None,
-            "drifts": 0, "heals": 0, "contested": 0, "forks": 0, "rolled_back": 0, "stalled": None, "halted": None,
-            "bans": [],
-            "last_event": None,
+            "drifts": 0, "heals": 0, "contested": 0, "forks": 0, "rolled_back": 0, "restored": None, "stalled": None,
+            "halted": None, "bans": [], "last_event": None,
         }  # fmt: skip
 
     @classmethod
@@ -98,6 +99,8 @@ class Progress:
                 self.fields["forks"] += 1
             case "rolled_back":
                 self.fields["rolled_back"] += 1
+            case "restored":
+                self.fields["restored"] = {key: event[key] for key in _RESTORED}
 
 
 class StatusFile:

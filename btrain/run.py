@@ -390,9 +390,9 @@ class Run:
                 self._check_rate(learning.trainer)
                 self._shell.applied(command, learning.apply(command))
                 self._evaluate(command.round + 1)
-            case LoadHere(round, state):
+            case LoadHere(round, state, later_holds):
                 given = learning.x_round < 0
-                learning.restart_at(round, state)
+                learning.restart_at(round, state, later_holds=later_holds)
                 if given:
                     self._origin.given(state, self._shell.member.state.genesis)
                 self._shell.state_loaded(round)

@@ -73,8 +73,11 @@ def _line(peer: Mapping[str, Any]) -> str:
     accuracy = "" if peer["metric"] is None else f", accuracy {peer['metric']:.4f}"
     drifted = f", drifted {peer['drifts']} times and healed {peer['heals']}" if peer["drifts"] else ""
     forks = f", {peer['forks']} forks seen, {peer['rolled_back']} times rolled back" if peer["forks"] else ""
+    back = peer.get("restored")
+    restored = f", rolled back to round {back['to_round']}: step {back['from_step']} -> {back['step']}" if back else ""
     stalled = f", stalled: {peer['stalled']}" if peer["stalled"] else ""
     silent = peer["seconds_since_last_event"] or 0.0
     quiet = f", silent for {silent:.0f} s" if silent > SILENT_S and peer["state"] == "training" else ""
     name = Path(peer["path"]).name
-    return f"{name}: {peer['state']}{where}, {peer['blocks']} blocks{loss}{accuracy}{drifted}{forks}{stalled}{quiet}"
+    troubles = f"{drifted}{forks}{restored}{stalled}{quiet}"
+    return f"{name}: {peer['state']}{where}, {peer['blocks']} blocks{loss}{accuracy}{troubles}"

@@ -41,6 +41,14 @@ def test_a_ban_is_said_once_however_many_see_it() -> None:
     assert seen.rows[C].status == "banned" and "wrong_gradient" in seen.rows[C].verdict
 
 
+def test_a_rollback_is_said_once_and_makes_the_run_longer() -> None:
+    seen = board()
+    restored = {"event": "restored", "round": 9, "to_round": 7, "from_step": 8, "step": 6, "rounds_undone": 3}
+    assert seen.feed(A, restored) == ["rolled back to round 7 in round 9: step 8 -> 6"]
+    assert seen.feed(B, restored) == []
+    assert f"of {seen.rounds + 3}" in seen.line()
+
+
 def test_the_words_of_a_banned_peer_are_not_repeated() -> None:
     seen = board()
     seen.feed(A, banned(C, 7))

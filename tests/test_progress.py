@@ -94,6 +94,7 @@ def test_a_status_goes_on_after_a_restart_and_is_what_the_command_shows(director
     status.take({"event": "started"})
     status.take({"event": "founded"})
     status.take({"event": "drift", "round": 64})
+    status.take({"event": "restored", "round": 70, "to_round": 66, "from_step": 69, "step": 65, "rounds_undone": 5})
     document = read_status_of(directory.path)
     (peer,) = document["peers"]
     assert (peer["drifts"], peer["heals"], peer["round"]) == (2, 1, 16)
@@ -101,4 +102,5 @@ def test_a_status_goes_on_after_a_restart_and_is_what_the_command_shows(director
     text = status_text(document)
     assert "drifted 2 times and healed 1" in text
     assert "1 forks seen" in text
+    assert "rolled back to round 66: step 69 -> 65" in text
     assert "the run can take 2 more losses" in text

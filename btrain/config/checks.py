@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from btrain.config.document import KeyPath
 from btrain.config.schema import BuiltinData, DataEntryPoint, Fields, Gpt, ModelEntryPoint, Sequences, Sgd
 from btrain.protocol.quorum import byzantine_limit, validators_max
+from btrain.protocol.trajectory import ROLLBACK_ROUNDS_MAX
 
 Problem = tuple[KeyPath, str]
 
@@ -17,6 +18,7 @@ def cross_checks(config: Fields) -> Iterator[Problem]:
     yield from _task(config)
     yield from _start(config)
     yield from _optimizer(config)
+    yield from _rollback(config)
     yield from _deadlines(config)
     yield from _not_yet(config)
 
@@ -86,6 +88,17 @@ def _optimizer(config: Fields) -> Iterator[Problem]:
         yield (
             ("optimizer", "schedule", "warmup"),
             f"expected fewer steps than rounds, which is {config.rounds}, got {optimizer.schedule.warmup}",
+        )
+
+
+def _rollback(config: Fields) -> Iterator[Problem]:
+    """A seat of an open run takes longer to earn than its holder can undo, or the run might never get anywhere."""
+    group, verification = config.group, config.verification
+    undone = min(verification.custody_rounds, ROLLBACK_ROUNDS_MAX) + 1
+    if verification.rollback != "none" and group.admission == "open" and group.probation_rounds <= undone:
+        yield (
+            ("group", "probation_rounds"),
+            f"expected more than {undone}, the rounds that one ban can undo, got {group.probation_rounds}",
         )
 
 

@@ -233,6 +233,8 @@ class Verification(Section):
     custody_rounds: Annotated[int, Field(ge=2, le=4096)] = 16
     sweep: bool = True
     """Whether a proven cheat has its whole round audited again."""
+    rollback: Literal["none", "proven_round"] = "none"
+    """Whether the block that bans a cheat restores the parameters from before its work."""
     tolerance: Tolerance = Tolerance()
     state_tolerance: Annotated[float, Field(ge=0, lt=1)] = 2**-20
     """How far states of honest machines may lie apart, relative to the root mean square of each tensor."""

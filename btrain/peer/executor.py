@@ -143,9 +143,9 @@ class Executor:
             case CompareStates(own, other, tolerance):
                 self._nursery.start_soon(self._compare, own, other, tolerance)
             case StartOver():
-                self._nursery.start_soon(self._start_over)
-            case LoadState(round, digest):
-                self._nursery.start_soon(self._load, round, digest)
+                self._nursery.start_soon(self._start_over, effect)
+            case LoadState():
+                self._nursery.start_soon(self._load, effect)
             case Apply():
                 self._learning.commands.put(effect)
 
@@ -176,21 +176,21 @@ class Executor:
         close = await trio.to_thread.run_sync(job, limiter=self._audits)
         self._listener.enter(lambda member: member.compared(other, close, self._listener.now()))
 
-    async def _start_over(self) -> None:
+    async def _start_over(self, effect: StartOver) -> None:
         initial = self._store.initial
         state = await trio.to_thread.run_sync(initial.read, limiter=self._workers)
         if state is None:
             raise StorageError(f"{initial.path}: is missing, and the run has to return to it; start in a new --run-dir")
-        self._learning.commands.put(LoadHere(0, state))
+        self._learning.commands.put(LoadHere(0, state, effect.later_holds))
 
-    async def _load(self, round: int, digest: bytes) -> None:
-        state = await trio.to_thread.run_sync(self._store.state, digest, limiter=self._workers)
+    async def _load(self, effect: LoadState) -> None:
+        state = await trio.to_thread.run_sync(self._store.state, effect.digest, limiter=self._workers)
         if state is None:
             raise StorageError(
-                f"{self._store.directory.custody.directory}: a piece of the certified state of round {round} is "
-                "damaged; start again, it will be fetched anew"
+                f"{self._store.directory.custody.directory}: a piece of the certified state of round {effect.round} "
+                "is damaged; start again, it will be fetched anew"
             )
-        self._learning.commands.put(LoadHere(round, state))
+        self._learning.commands.put(LoadHere(effect.round, state, effect.later_holds))
 
     async def _recompute(self, token: str, round: int, seed: bytes) -> None:
         job = partial(self._learning.recompute, round, seed)

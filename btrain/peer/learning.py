@@ -45,6 +45,7 @@ class LoadHere:
 
     round: int
     state: bytes
+    later_holds: bool = False
 
 
 Command = ComputeHere | Apply | LoadHere | Stop
@@ -72,20 +73,20 @@ class Learning:
         self._pinned: frozenset[int] = frozenset()
         self._lock = threading.Lock()
 
-    def at(self, round: int) -> None:
-        """The parameters are x[round] now: keep a copy. What they were in later rounds is undone."""
+    def at(self, round: int, *, later_holds: bool = True) -> None:
+        """The parameters are x[round] now: keep a copy, and those of later rounds while they hold."""
         x = self.trainer.parameters()
         with self._lock:
             self.x_round = round
             self._snapshots[round] = x
             late = {r for r in self._snapshots if r + PARAMETERS_KEPT <= round} - self._pinned
-            for old in late | {r for r in self._snapshots if r > round}:
+            for old in late if later_holds else late | {r for r in self._snapshots if r > round}:
                 del self._snapshots[old]
 
-    def restart_at(self, round: int, state: bytes) -> None:
+    def restart_at(self, round: int, state: bytes, *, later_holds: bool = False) -> None:
         """Take a state over as x[round]."""
         self.trainer.load_state(state)
-        self.at(round)
+        self.at(round, later_holds=later_holds)
 
     def pin(self, rounds: frozenset[int]) -> None:
         """Keep the copies of these rounds until told otherwise."""

@@ -72,7 +72,7 @@ class Shell:
         self._entrance: Entrance
         self._executor: Executor
         self._fetching: Fetching
-        self._finished: set[PeerId] = set()  # members that have said so
+        self._heights: dict[PeerId, int] = {}  # of members: the blocks that they say they have
         self._done_at: int | None = None
         self._round_us = 0  # how long the last round took
         self._members: frozenset[PeerId] = frozenset()
@@ -287,7 +287,8 @@ class Shell:
         """Finished: stop when all members have, or when nobody who is behind has asked for anything for a while."""
         if self._done_at is None or self.member is None:
             return
-        if set(self.member.state.roster.members) <= self._finished | {self.setting.key.public_key}:
+        finished = {peer for peer, height in self._heights.items() if height >= self.member.state.round}
+        if set(self.member.state.roster.members) <= finished | {self.setting.key.public_key}:
             self._stop(Stop("finished"))
             return
         delta_us = self.store.charter.message_us
@@ -329,8 +330,8 @@ class Shell:
 
     def _note_where(self, peer: bytes, data: bytes) -> None:
         packet = decode_packet(data)
-        if isinstance(packet, Where) and packet.round >= self.store.charter.rounds:
-            self._finished.add(peer)
+        if isinstance(packet, Where):
+            self._heights[peer] = packet.round
         self._linger()
 
     def blob(self, peer: bytes, blob_hash: bytes, data: bytes) -> None:

@@ -1,7 +1,8 @@
 """Bringing the parameters to where the ledger is: certified aggregates replayed, from a certified state if need be.
 
 One way serves the restarted, the frozen, the late, the drifted and the newcomer. Nothing is taken on a peer's word:
-blocks carry q Finals, bytes are addressed by the hashes in the blocks.
+blocks carry q Finals, bytes are addressed by the hashes in the blocks. What a block took back is not replayed
+(`trajectory.py`); whoever stands on it returns to a certified state from before and goes on from there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from btrain.protocol.ledger import Block, CertifiedState, Charter, LedgerState
 from btrain.protocol.pieces import StateFetch
 from btrain.protocol.reduction import open_part
 from btrain.protocol.roles import PartLayout
+from btrain.protocol.trajectory import Trajectory
 
 
 @dataclass
@@ -41,11 +43,12 @@ class Replay:
     _fetch: StateFetch | None = field(default=None, init=False)
     _loading: CertifiedState | None = field(default=None, init=False)
     undone: bool = field(default=False, init=False)  # the parameters here are of a chain that was given up
-    _stalled: tuple[int, str] | None = field(default=None, init=False)  # what was last said of that
     _load_undone: bool = field(default=False, init=False)  # and so is the state that is being taken over
+    _stalled: tuple[int, str] | None = field(default=None, init=False)  # what was last said of that
+    _heading: int = field(init=False)  # x_round once all that was asked for is done
 
     def __post_init__(self) -> None:
-        self.undone = self.x_round < 0
+        self.undone, self._heading = self.x_round < 0, self.x_round
 
     @property
     def loads(self) -> bool:
@@ -54,15 +57,16 @@ class Replay:
 
     def go(self, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
         """Take the next step towards `state`, unless one is under way or nothing is left to do."""
+        self._give_up_undone(state.trajectory)
         if self.applying or self._replaying:
             return
         if self.loads:
-            self._load()
+            self._load(state)
             return
         if self._state is not None and self._fetch is not None and self._fetch.progress == "nowhere":
             self.take_over(self._beginning(state) or self._state, state.round, sources)
             self._fetch.go(sources)
-        if self.undone:
+        if self.undone or not state.trajectory.passes(self.x_round):
             self._return(state, sources)
         elif self.x_round < state.round:
             self._follow(state, sources)
@@ -72,19 +76,26 @@ class Replay:
         self._wanted, self._replaying = {}, False
         self.keep_own()
         self._load_undone = self._loading is not None
-        self.undone = self.undone or self._load_undone or self.x_round + self.applying > round
+        self.undone = self.undone or self._load_undone or self._heading > round
+
+    def _give_up_undone(self, trajectory: Trajectory) -> None:
+        """A block has taken back what was to be replayed or taken over."""
+        if self._replaying and not trajectory.steps(self.x_round):
+            self._wanted, self._replaying = {}, False
+        if self._state is not None and not trajectory.passes(self._state.round):
+            self.keep_own()
 
     def _return(self, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
-        """To the newest certified state of the chain that stands, else to the beginning."""
+        """To the newest certified state on the way to the parameters of now, else to the beginning."""
         certified = self._beginning(state)
         if certified is not None:
             self.take_over(certified, state.round, sources)
             if self.loads:
-                self._load()
+                self._load(state)
             return
-        self._loading = CertifiedState(0, ZERO)
+        self._loading, self._heading = CertifiedState(0, ZERO), 0
         self.applying += 1
-        self.desk.emit(StartOver())
+        self.desk.emit(StartOver(self._later_holds(state)))
 
     def _beginning(self, state: LedgerState) -> CertifiedState | None:
         """Where to go on from: the newest certified state, but first x[0], which the founders have signed."""
@@ -96,8 +107,9 @@ class Replay:
         if far and certified is not None and certified.round > self.x_round:
             self.take_over(certified, state.round, sources)
             return
-        block = self.block_of(self.x_round)
-        if block.void:
+        resumed = state.trajectory.after_undone(self.x_round)
+        block = self.block_of(self.x_round if resumed == self.x_round else resumed - 1)
+        if block.void or resumed != self.x_round:
             self._apply(block, None)
             return
         self._replaying = True
@@ -125,11 +137,16 @@ class Replay:
         """The parameters here are the certified ones: a fetch that is under way is of no use."""
         self._state = self._fetch = None
 
-    def _load(self) -> None:
+    def _load(self, state: LedgerState) -> None:
         assert self._state is not None
         self._loading, self._state, self._fetch = self._state, None, None
+        self._heading = self._loading.round
         self.applying += 1
-        self.desk.emit(LoadState(self._loading.round, self._loading.digest))
+        self.desk.emit(LoadState(self._loading.round, self._loading.digest, self._later_holds(state)))
+
+    def _later_holds(self, state: LedgerState) -> bool:
+        """Whether the copies of later x are right: a block took their rounds back, no other chain does."""
+        return not self.undone and not state.trajectory.passes(self.x_round)
 
     def blob(self, hash: bytes, data: bytes | None, state: LedgerState, sources: tuple[PeerId, ...]) -> None:
         """Bytes for the block or the state that is being fetched; None when nobody has them."""
@@ -160,9 +177,9 @@ class Replay:
         self.step(block, update)
 
     def step(self, block: Block, update: Tensor | None) -> None:
-        """Ask for the step of a block; in a void round there is none."""
+        """Ask for the step of a block; in a void round, and behind rounds that were undone, there is none."""
         due = (block.round + 1) % self.charter.state_sync_every == 0
-        self.applying += 1
+        self.applying, self._heading = self.applying + 1, block.round + 1
         self.desk.emit(Apply(block.round, update, block.step, due))
 
     def applied(self, round: int) -> None:

@@ -12,13 +12,12 @@ from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.errors import ForeignMessage, InconsistentMessage
 from btrain.protocol.forks import FORK_ROUNDS_MAX, Forks, Height, History
 from btrain.protocol.holdings import Holdings
-from btrain.protocol.ledger import Block, LedgerState, check_certificate, open_block
+from btrain.protocol.ledger import KEPT_PERIODS, Block, LedgerState, check_certificate, open_block
 from btrain.protocol.packets import BLOCKS_MAX, PACKET_BYTES_MAX, Blocks, CertifiedBlock, Where
 from btrain.protocol.pursuit import ROOM_BYTES, Pursuit, fills_packet, size_of
 from btrain.protocol.round import Round
 
 BLOCKS_KEPT = 64  # decoded blocks in memory
-KEPT_PERIODS = 4  # of custody and certification: for so long newcomers can follow although no state is certified
 ANSWERS_MAX = 4  # for a member or trainee in Delta / 2; a stranger gets one
 RETELLINGS_MAX = 2  # of the open rounds, for a member or trainee in Delta
 FURTHER_ANSWERS_MAX = 16  # in Delta / 2, for all together that ask for more: a newcomer has the whole past to fetch
@@ -88,10 +87,8 @@ class Chronicle:
 
     def _write(self, number: int, certified: CertifiedBlock) -> None:
         """Into the ledger. What leads from the last certified state to here stays, but not for ever."""
-        charter, state = self.state.charter, self.state.state
-        period = charter.kept_rounds
-        last = 0 if state is None else state.round
-        keep_from = max(min(number - period, last), number - KEPT_PERIODS * period)
+        period = self.state.charter.kept_rounds
+        keep_from = max(min(number - period, self.state.trajectory.anchor), number - KEPT_PERIODS * period)
         self.desk.emit(AppendBlock(number, certified.block, certified.certificate, keep_from))
 
     # --- where everybody is ---

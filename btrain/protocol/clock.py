@@ -16,6 +16,8 @@ FIRST_TRANSFER_MIN_US = 5_000_000
 FIRST_TRANSFER_US_PER_PARAMETER = 16  # a byte of a part and one of a result, at 1 Mbit/s
 FIRST_RETRY_MAX_US = 10_000_000  # what a further attempt of `results` then waits for bytes
 
+RESTORING_FACTOR = 2  # after a rollback x is rebuilt first: some thirty updates, each far less work than a gradient
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -40,6 +42,8 @@ class Clock:
 
         genesis = state.genesis
         compute_us = automatic(charter.compute_us, state.compute_ms, _first_compute_us(genesis.compute_ms))
+        if state.trajectory.undone_by(state.round - 1) is not None:
+            compute_us *= RESTORING_FACTOR
         transfer_us = automatic(charter.transfer_us, state.transfer_ms, _first_transfer_us(genesis.numel))
         known = charter.transfer_us is not None or state.transfer_ms > 0
         return cls(delta, compute_us, transfer_us, transfer_us if known else min(transfer_us, FIRST_RETRY_MAX_US))

@@ -17,6 +17,7 @@ from btrain.protocol.encoding import PeerId
 from btrain.protocol.messages import Commit
 from btrain.protocol.randomness import permutation
 from btrain.protocol.roster import Roster
+from btrain.protocol.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ def follows(block: Block, contest: Contest | None, roster: Roster) -> bool:
     return fitting and len(block.candidates) <= roster.faulty_max + 1
 
 
-def after(contest: Contest | None, block: Block) -> Contest | None:
-    """The contest that is open after a block."""
+def after(contest: Contest | None, block: Block, trajectory: Trajectory) -> Contest | None:
+    """The contest that is open after a block; states that were undone are of no use to anybody."""
     if block.candidates:
-        return Contest(block.round, block.candidates)
-    return None if block.state else contest
+        contest = Contest(block.round, block.candidates)
+    elif block.state:
+        contest = None
+    return contest if contest is not None and trajectory.passes(contest.round) else None

@@ -127,11 +127,13 @@ class Apply:
 class LoadState:
     """Replace parameters and optimizer state by those at the start of `round`; the answer is `state_loaded`.
 
-    The manifest behind `digest` and all its pieces were put into the own store before.
+    The manifest behind `digest` and all its pieces were put into the own store before. `later_holds`: what x was in
+    later rounds is kept, since gradients were rightly computed at it.
     """
 
     round: int
     digest: bytes
+    later_holds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,8 @@ class RollBack:
 @dataclass(frozen=True, slots=True)
 class StartOver:
     """Return to the parameters that the contract starts from, x[0]; the answer is `state_loaded`."""
+
+    later_holds: bool = False  # as of LoadState
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from functools import cached_property
 from statistics import median_low
 from typing import Literal
 
+import msgspec
+
 from btrain.aggregation import Rule
 from btrain.protocol import contest, membership
 from btrain.protocol.agreement_messages import Final as FinalVote
@@ -51,6 +53,7 @@ from btrain.protocol.roster import Roster, Seat
 from btrain.protocol.strikes import listed_reproaches, struck, with_reproaches
 from btrain.protocol.sweep import SWEEP_ROUNDS, Sweep, sweeps_after
 from btrain.protocol.table_limits import UNSOUND
+from btrain.protocol.trajectory import ROLLBACK_ROUNDS_MAX, Trajectory
 from btrain.protocol.verdicts import contradicted, decisive_verdicts, verdict_bans, withholding
 
 __all__ = [
@@ -82,6 +85,8 @@ __all__ = [
 
 BLOCK_DECISION = 2
 REPORTED_MS_MAX = 3_600_000
+KEPT_PERIODS = 4  # of custody and certification: for so long newcomers can follow although no state is certified
+OVERTIME_ROUNDS_MAX = 512  # how much later than planned a run ends; half of the links that a chain has to spare
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,18 @@ class Charter:
     sweep: bool = True
     state_tolerance: float = 2**-20  # of the root mean square of each tensor of a state
     banned: frozenset[PeerId] = frozenset()  # in the run that this one goes on from
+    rollback: bool = False  # whether a proven cheat has x of the proven round restored
 
     @property
     def kept_rounds(self) -> int:
         """For how many rounds members keep the bytes of one: sweeps take a while, certified aggregates are replayed."""
         return self.custody_rounds + max(SWEEP_ROUNDS, self.state_sync_every)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The way of the parameters before round 0. What is needed to rebuild x is kept for one more period."""
+        window = min(self.custody_rounds, ROLLBACK_ROUNDS_MAX) if self.rollback else 0
+        return Trajectory(window, (KEPT_PERIODS - 1) * self.kept_rounds)
 
     def admits(self, peer: PeerId) -> bool:
         """Whether a peer that holds no seat may ask for one; of invitations the members judge that hold them."""
@@ -127,10 +139,10 @@ class LedgerState:
     roster: Roster
     randomness: tuple[bytes, bytes]  # r[t-2], r[t-1]
     step: int
-    state: CertifiedState | None
     compute_ms: int
     transfer_ms: int
     probation: Probation
+    trajectory: Trajectory
     sweeps: tuple[Sweep, ...] = ()
     contest: Contest | None = None  # states that differ, until one of them is certified
 
@@ -147,12 +159,24 @@ class LedgerState:
         seats = sorted((Seat(f.peer, f.chain_end, -1) for f in genesis.founders), key=lambda seat: seat.peer)
         roster = Roster(tuple(seats), charter.byzantine_max, charter.audits_per_round, charter.banned)
         run = genesis.run
-        return cls(genesis, charter, 0, run, roster, (run, run), 0, None, 0, 0, Probation(charter.probation_rounds))
+        probation = Probation(charter.probation_rounds)
+        return cls(genesis, charter, 0, run, roster, (run, run), 0, 0, 0, probation, charter.trajectory)
 
     @cached_property
     def run(self) -> bytes:
         """The run's id."""
         return self.genesis.run
+
+    @property
+    def state(self) -> CertifiedState | None:
+        """The newest certified state that leads to the parameters of now."""
+        return self.trajectory.state
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended: rounds that were undone are made up for."""
+        planned = self.charter.rounds
+        return self.round >= planned + min(self.trajectory.rounds_undone, OVERTIME_ROUNDS_MAX)
 
     def answers(self, peer: PeerId) -> bool:
         """Whether a peer can be accused and banned: it holds a seat or is on probation."""
@@ -193,6 +217,7 @@ class LedgerState:
             barred=contradicted(self.roster, block.verdicts),
         )
         roster = with_reproaches(roster, block, self.roles())
+        trajectory = self.trajectory.after(block, self.step)
         return replace(
             self,
             round=block.round + 1,
@@ -200,12 +225,12 @@ class LedgerState:
             roster=roster,
             randomness=(self.randomness[1], block.randomness),
             step=block.step,
-            state=block.state[0] if block.state else self.state,
             compute_ms=block.compute_ms,
             transfer_ms=block.transfer_ms,
             probation=probation,
+            trajectory=trajectory,
             sweeps=self._sweeps_after(block, roster),
-            contest=contest.after(self.contest, block),
+            contest=contest.after(self.contest, block, trajectory),
         )
 
     def _sweeps_after(self, block: Block, roster: Roster) -> tuple[Sweep, ...]:
@@ -281,7 +306,7 @@ def build_block(
     ordered_links = tuple(LinkEntry(peer, links[peer]) for peer in sorted(links))
     certified = contest.certified(state.round, state.roster, state.contest, bodies)
     randomness = next_randomness(state.randomness[1], state.round, [entry.link for entry in ordered_links])
-    return Block(
+    block = Block(
         version=1,
         run=state.run,
         group=0,
@@ -300,7 +325,7 @@ def build_block(
         admissions=admissions,
         departures=departures,
         absences=membership.absences(state, commits, links, kept),
-        step=state.step + (void == 0),
+        step=state.step,
         state=certified,
         compute_ms=_typical([body.compute_ms for body in bodies.values()], state.compute_ms),
         transfer_ms=_typical([body.transfer_ms for body in bodies.values()], state.transfer_ms),
@@ -313,6 +338,13 @@ def build_block(
         tables=tuple(tables),
         disputes=tuple(disputes),
     )
+    return msgspec.structs.replace(block, step=_step_after(state, block))
+
+
+def _step_after(state: LedgerState, block: Block) -> int:
+    """Optimizer steps after a block: those before the round that it restores, else one more unless it is void."""
+    restored = state.trajectory.restored_by(block, state.step)
+    return state.step + (block.void == 0) if restored is None else restored.step
 
 
 def _typical(reported_ms: Sequence[int], before: int) -> int:
@@ -425,7 +457,7 @@ def _check(block: Block, state: LedgerState) -> None:
     require(parts == (list(range(state.roles().layout.parts)) if block.void == 0 else []), "results: not one a part")
     require(block.void <= 2, "void")
     _check_tables(block, require)
-    require(block.step == state.step + (block.void == 0), "step")
+    require(block.step == _step_after(state, block), "step")
     require(contest.follows(block, state.contest, roster), "state: of another round, or no candidate")
 
 

@@ -432,7 +432,7 @@ class Member:
             self.replay.go(self.state, self._sources)
         if self.me in self.state.roster.banned:
             self._halt("banned", done=False)
-        elif self.state.round >= self.state.charter.rounds:
+        elif self.state.over:
             replayed = self.replay.x_round == self.state.round and not self.replay.undone
             if replayed and not self.chronicle.uncertified:
                 self._halt("finished", done=True)
@@ -441,7 +441,7 @@ class Member:
 
     def _ready(self) -> bool:
         """Whether the next round can be opened: all is replayed, or only the last step is still being applied."""
-        if self.replay.loads or self.replay.undone:
+        if self.replay.loads or self.replay.undone or not self.state.trajectory.passes(self.replay.x_round):
             return False
         behind = self.state.round - self.replay.x_round
         due = self.state.round > 0 and self.state.round % self.state.charter.state_sync_every == 0
@@ -517,10 +517,12 @@ class Member:
         self.trials.close(block, finished.roles)
         for ban in block.bans:
             self.trials.save_evidence(ban, contribution)
-        self.replay.step(block, finished.update())
         self._reproaches, self._unheard = finished.reproaches(), finished.not_heard()
+        update = finished.update()
         finished.exchange.release()
         self.chronicle.append(block, now)
+        if self.state.trajectory.steps(block.round):
+            self.replay.step(block, update)
         self._appended(block)
         self._report(block, finished, now)
         self._settle(now)
@@ -535,6 +537,7 @@ class Member:
         self._refusals.clear()
         self._listeners = {r: listeners for r, listeners in self._listeners.items() if r >= block.round}
         self._snapshots.pop(block.round, None)
+        self._report_restored(block)
         for ban in block.bans:
             self.blobs.forget_sender(ban.peer)
             self.desk.event("banned", peer=ban.peer.hex(), round=block.round, deed=ban.deed, of_round=ban.round,
@@ -545,6 +548,13 @@ class Member:
             self.desk.event("contested", round=block.round, candidates=len(block.candidates))
         self._look_at_states()
 
+    def _report_restored(self, block: Block) -> None:
+        undone = self.state.trajectory.undone_by(block.round)
+        if undone is not None:
+            self.desk.event("restored", round=block.round, to_round=undone.first, step=block.step,
+                            from_step=self.chronicle.block(block.round - 1).step,
+                            rounds_undone=self.state.trajectory.rounds_undone)  # fmt: skip
+
     def _look_at_states(self) -> None:
         """Compare the own state with the newest certified one; who differs fetches that, and goes on meanwhile."""
         self.comparison.go(self.state.contest, self.state.round, self._sources)
@@ -552,7 +562,7 @@ class Member:
         verdict = None if certified is None else self.condition.compare(certified)
         if verdict == "drifted" and certified is not None:
             self.replay.take_over(certified, self.state.round, self._sources)
-        elif verdict == "equal":
+        elif verdict == "equal" and self.state.trajectory.passes(self.replay.x_round):
             self.replay.keep_own()
 
     def _report(self, block: Block, finished: Round, now: int) -> None:
@@ -657,7 +667,7 @@ class Member:
         if self.round is not None and self.round.block is not None:
             self._conclude(self.round, now)
             return True
-        if self.state.round >= self.state.charter.rounds and not self.chronicle.uncertified and not self._halted:
+        if self.state.over and not self.chronicle.uncertified and not self._halted:
             self._settle(now)
         return bool(self.desk.conflicts)
 

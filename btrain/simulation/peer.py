@@ -292,15 +292,15 @@ class SimulatedPeer:
             case CompareStates(own, other, tolerance):
                 close = self._compare(own, other, tolerance)
                 self._after(timings.work_us, lambda now: self.member.compared(other, close, now))
-            case StartOver():
+            case StartOver(later_holds):
                 self.learner = self.identity.make_learner()
-                self._at(0)
+                self._at(0, later_holds=later_holds)
                 self._after(timings.work_us, lambda now: self.member.state_loaded(0, now))
-            case LoadState(round, digest):
+            case LoadState(round, digest, later_holds):
                 state = assemble(digest, self.disk.blob)
                 assert state is not None, "the pieces were put before"
                 self.learner.load_state(state)
-                self._at(round)
+                self._at(round, later_holds=later_holds)
                 self._after(timings.work_us, lambda now: self.member.state_loaded(round, now))
 
     def _compare(self, own: bytes, other: bytes, tolerance: float) -> bool:
@@ -338,12 +338,12 @@ class SimulatedPeer:
         state = cut(self.learner.state_bytes()) if digest_due else None
         self._after(self.identity.timings.work_us, lambda now: self.member.applied(round, state, now))
 
-    def _at(self, round: int) -> None:
+    def _at(self, round: int, *, later_holds: bool = True) -> None:
         self.x_round = round
         self._snapshots[round] = x = self.learner.parameters()
         self.identity.digests[round] = digest(x.numpy().tobytes())
         late = {r for r in self._snapshots if r + PARAMETERS_KEPT <= round} - self._pinned
-        for old in late | {r for r in self._snapshots if r > round}:
+        for old in late if later_holds else late | {r for r in self._snapshots if r > round}:
             del self._snapshots[old]
 
     def _after(self, delay_us: int, action: Callable[[int], list[Effect]]) -> None:

@@ -69,6 +69,7 @@ def charter_of(config: RunConfig) -> Charter:
         custody_rounds=verification.custody_rounds,
         sweep=verification.sweep,
         state_tolerance=verification.state_tolerance,
+        rollback=verification.rollback == "proven_round",
     )
 
 
@@ -166,16 +167,18 @@ class Scenario:
             )
 
     def _steps(self) -> int:
-        """Rounds so far that were not void."""
+        """Rounds so far that were not void, or were undone."""
         last = self.world.identities[self.longest()].disk.blocks[-1:]
-        return open_block(last[0].block).step if last else 0
+        nodes = (self.world.node(peer) for peer in self.world.honest)
+        undone = max((node.member.state.trajectory.rounds_undone for node in nodes if node is not None), default=0)
+        return (open_block(last[0].block).step if last else 0) + undone
 
     def _height(self) -> int:
         return max(self.world.height(peer) for peer in self.world.honest)
 
     def _done(self) -> bool:
         world = self.world
-        if all(world.height(peer) >= world.charter.rounds for peer in world.staying):
+        if all(map(world.has_ended, world.staying)):
             return True
         attackers = [part.peer for part in self.cast if part.byzantine]
         if not self.stop_when_banned or not attackers:
@@ -313,7 +316,7 @@ class _Restarter:
 
     def _kill(self) -> None:
         heap = self.world.heap
-        if self.world.height(self.peer) >= self.world.charter.rounds:
+        if self.world.has_ended(self.peer):
             return
         if self.world.node(self.peer) is not None:
             back_us = heap.now + self.random.randint(*DOWN_US)

@@ -112,6 +112,11 @@ class World:
         """Certified blocks that a peer has."""
         return len(self.identities[peer].disk.blocks)
 
+    def has_ended(self, peer: PeerId) -> bool:
+        """Whether a peer that is up has every block of the run."""
+        node = self.node(peer)
+        return node is not None and node.member.state.over and self.height(peer) == node.member.state.round
+
     def run(self, rounds: int, until_us: int) -> None:
         """Until every honest peer that stays has `rounds` certified blocks, or virtual time is over.
 

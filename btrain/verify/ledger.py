@@ -58,6 +58,7 @@ class LedgerAudit:
             "members": [peer_id_text(peer) for peer in self.state.roster.members],
             "blocks": len(blocks),
             "rounds_planned": self.state.charter.rounds,
+            "rounds_undone": self.state.trajectory.rounds_undone,
             "void_rounds": len(blocks) - len(counted),
             "void_parts": sum(len(block.void_parts) for block in blocks),
             "bans": [self._ban(block, ban) for block, ban in self.bans],

@@ -74,8 +74,10 @@ def audit_text(document: Mapping[str, Any]) -> str:
 def _ledger_lines(ledger: Mapping[str, Any], ledgers: int) -> list[str]:
     proven, attested = ledger["proven_by_bytes"], ledger["attested_by_a_quorum"]
     same = f"; {ledgers} peers' ledgers compared" if ledgers > 1 else ""
+    undone = f", {ledger['rounds_undone']} undone" if ledger["rounds_undone"] else ""
+    rounds = f"{ledger['blocks']} blocks, {ledger['rounds_planned']} rounds planned{undone}"
     lines = [
-        f"run {ledger['run_id'][:12]}: {ledger['blocks']} blocks, {ledger['rounds_planned']} rounds planned{same}",
+        f"run {ledger['run_id'][:12]}: {rounds}{same}",
         *_parent_lines(ledger["parent"]),
         _counts("proven by the bytes", proven),
         _counts("attested by a quorum", attested),

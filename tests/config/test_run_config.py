@@ -164,6 +164,14 @@ def test_validators_must_leave_workers() -> None:
     assert loads(RUN_YAML, overrides=["verification.audits_per_round=3.5"], peers=8).validators == 4
 
 
+def test_a_seat_of_an_open_run_takes_longer_to_earn_than_a_ban_can_undo() -> None:
+    rollback = "verification.rollback=proven_round"
+    assert loads(RUN_YAML, overrides=[rollback]).verification.rollback == "proven_round"
+    assert "more than 17, the rounds" in refusal(RUN_YAML, (rollback, "group.probation_rounds=17"))
+    assert loads(RUN_YAML, overrides=[rollback, "group.probation_rounds=6", "verification.custody_rounds=4"])
+    assert loads(RUN_YAML, overrides=["group.probation_rounds=6"])
+
+
 def test_members_as_list_or_by_name_are_one_contract() -> None:
     members = changed("  byzantine_max: 1\n", f"  members: [{', '.join(IDS[:3])}]\n")
     by_name = changed("  byzantine_max: 1\n", f"  members: {{z: {IDS[2]}, a: {IDS[1]}, m: {IDS[0]}}}\n")
