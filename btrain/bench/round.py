@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from btrain.bench.page import write_section
 from btrain.config import loads
 from btrain.swarm import SwarmPlan, run_swarm
 from btrain.templates import template
@@ -25,8 +26,6 @@ PARAMETERS = (100_000, 1_000_000)
 ROUNDS = 12
 _INPUTS, _CLASSES = 64, 10
 _HEADER = """\
-# Benchmarks
-
 Made by `btrain bench round --write docs/benchmarks.md`. Real peers on one machine: every peer computes, signs, encodes,
 sends, reduces and audits, and all of them share the machine's cores. Seconds are the median over rounds and peers;
 `commit` includes the sending of the parts, `reduce` the sending of the results. Bytes are what one peer sends for every
@@ -93,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--peers", type=int, nargs="+", default=list(PEERS), help="numbers of peers")
     parser.add_argument("--parameters", type=int, nargs="+", default=list(PARAMETERS), help="sizes of the model")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each swarm")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the document page, too")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the section of a page, too")
     options = parser.parse_args(arguments)
     document: dict[str, Any] = {"machine": machine(), "rows": []}
     for peers in options.peers:
@@ -102,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             document["rows"].append(measure(peers, parameters, options.rounds))
     print(json.dumps(document, indent=2) if options.json else as_table(document))
     if options.write is not None:
-        options.write.write_text(f"{_HEADER}\n{as_table(document)}\n")
+        write_section(options.write, "Rounds", f"{_HEADER}\n{as_table(document)}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ class Benchmark(StrEnum):
     QUANTIZE = "quantize"
     AGGREGATE = "aggregate"
     ROUND = "round"
+    JOIN = "join"
     ATTACKS = "attacks"
     ALL = "all"
 
@@ -38,7 +39,7 @@ def bench(
     name: Annotated[Benchmark, typer.Argument(help="What to measure.")] = Benchmark.ALL,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the codec, the reduction, whole rounds or attacks; further options go to the benchmark."""
+    """Measure the codec, the reduction, whole rounds, joining or attacks; further options go to the benchmark."""
     with output(as_json) as out:
         names = [b for b in Benchmark if b is not Benchmark.ALL] if name is Benchmark.ALL else [name]
         documents = {str(benchmark): _run(benchmark, as_json, context.args) for benchmark in names}

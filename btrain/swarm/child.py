@@ -25,6 +25,8 @@ PRELOAD = (
     "btrain.training",
     "btrain.adversary",
     "btrain.peer.running",
+    "btrain.peer.setting",
+    "btrain.peer.shell",
     __name__,
 )
 ORPHAN_GRACE_S = 5.0
