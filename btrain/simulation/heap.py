@@ -14,7 +14,7 @@ import heapq
 import random
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from btrain.errors import BtrainError
 
@@ -72,10 +72,14 @@ class Clock:
 
     def reading(self, at_us: int) -> int:
         """What the clock shows at a virtual time."""
+        if not self.drift_ppm:
+            return self.offset_us + at_us
         return self.offset_us + at_us * (1_000_000 + self.drift_ppm) // 1_000_000
 
     def when(self, reading_us: int) -> int:
         """The first virtual time at which the clock shows this or more."""
+        if not self.drift_ppm:
+            return reading_us - self.offset_us
         return -((self.offset_us - reading_us) * 1_000_000 // (1_000_000 + self.drift_ppm))
 
 
@@ -195,7 +199,7 @@ class Heap:
         self.bytes_sent: dict[NodeId, int] = {}
         self._events_left = events_max
         self._sequence = 0
-        self._events: list[tuple[int, int, int, Callable[[], None]]] = []
+        self._events: list[tuple[int, int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._hosts: dict[NodeId, _Host] = {}
         self._busy_until: dict[LinkId, int] = {}
         self._last_arrival: dict[LinkId, int] = {}
@@ -252,8 +256,8 @@ class Heap:
             if self._events_left == 0:
                 raise SimulationError(f"the limit of events was reached at {self.now} us")
             self._events_left -= 1
-            self.now, _, _, action = heapq.heappop(self._events)
-            action()
+            self.now, _, _, action, arguments = heapq.heappop(self._events)
+            action(*arguments)
         if end is not None:
             self.now = max(self.now, end)
         return self.now
@@ -263,14 +267,15 @@ class Heap:
         life = self._host(dst).life
         self.packets_sent += 1
         self.bytes_sent[src] = self.bytes_sent.get(src, 0) + size_bytes
-        link = self.plan.link_of((src, dst), self.now)
-        departure = self._departure(src, dst)
+        link_id = (src, dst)
+        link = self.plan.link_of(link_id, self.now)
+        departure = self._departure(src, dst) if self.plan.cuts else self.now
         if departure is None or self.random.random() < link.loss:
             return
         copies = 2 if self.random.random() < link.duplication else 1
         for _ in range(copies):
-            arrival = self._arrival(link, (src, dst), departure, payload, size_bytes)
-            self._push(arrival, PACKET_RANK, lambda: self._deliver(src, dst, life, payload))
+            arrival = self._arrival(link, link_id, departure, payload, size_bytes)
+            self._push(arrival, PACKET_RANK, self._deliver, src, dst, life, payload)
 
     def inject(self, src: NodeId, dst: NodeId, payload: object) -> None:
         """Have a packet arrive now, whatever the links; a crashed node misses it, a frozen one gets it later."""
@@ -279,19 +284,17 @@ class Heap:
     def set_timer(self, node_id: NodeId, name: str, at_us: int) -> None:
         """See Port.set_timer."""
         host = self._host(node_id)
-        sequence = self._push(
-            max(host.clock.when(at_us), self.now), TIMER_RANK, lambda: self._fire(node_id, name, sequence)
-        )
+        sequence = self._sequence + 1
         host.timers[name] = sequence
+        self._push(max(host.clock.when(at_us), self.now), TIMER_RANK, self._fire, node_id, name, sequence)
 
     def cancel_timer(self, node_id: NodeId, name: str) -> None:
         """See Port.cancel_timer."""
         self._host(node_id).timers.pop(name, None)
 
-    def _push(self, at_us: int, rank: int, action: Callable[[], None]) -> int:
+    def _push(self, at_us: int, rank: int, action: Callable[..., None], *arguments: Any) -> None:
         self._sequence += 1
-        heapq.heappush(self._events, (at_us, rank, self._sequence, action))
-        return self._sequence
+        heapq.heappush(self._events, (at_us, rank, self._sequence, action, arguments))
 
     def _host(self, node_id: NodeId) -> _Host:
         host = self._hosts.get(node_id)
@@ -317,37 +320,50 @@ class Heap:
         if self.latency is not None:
             arrival = departure + self.latency(*link_id, payload)
         else:
-            arrival = departure + self.random.randint(link.latency_min_us, link.latency_max_us)
-        if self.random.random() >= link.reordering:
-            arrival = max(arrival, self._last_arrival.get(link_id, 0))
-        self._last_arrival[link_id] = max(arrival, self._last_arrival.get(link_id, 0))
+            arrival = departure + self._uniform(link.latency_min_us, link.latency_max_us)
+        last = self._last_arrival.get(link_id, 0)
+        if self.random.random() >= link.reordering and arrival < last:
+            arrival = last
+        if arrival > last:
+            self._last_arrival[link_id] = arrival
         reader = self.plan.readers.get(link_id[1])
         if reader is not None:
             arrival = reader.done_us(arrival, self._read_until.get(link_id[1], 0), size_bytes)
             self._read_until[link_id[1]] = max(arrival, self._read_until.get(link_id[1], 0))
         return arrival
 
+    def _uniform(self, least: int, most: int) -> int:
+        """As `random.randint`, the same draws, without its three layers: one for every packet."""
+        span = most - least + 1
+        bits, draw = span.bit_length(), self.random.getrandbits
+        offset = draw(bits)
+        while offset >= span:
+            offset = draw(bits)
+        return least + offset
+
     def _deliver(self, src: NodeId, dst: NodeId, life: int, payload: object) -> None:
-        host = self._host(dst)
+        host = self._hosts[dst]
         node = host.node
         if node is None or host.life != life:
             return
         if self.trace is not None:
             self.trace.update(repr((self.now, src, dst, payload)).encode())
-        self._when_thawed(host, lambda: node.packet(src, payload, host.clock.reading(self.now)))
+        if host.thaw_at is None:
+            node.packet(src, payload, host.clock.reading(self.now))
+        else:
+            host.waiting.append(lambda: node.packet(src, payload, host.clock.reading(self.now)))
 
     def _fire(self, node_id: NodeId, name: str, sequence: int) -> None:
-        host = self._host(node_id)
-
-        def ring() -> None:
-            if host.node is not None and host.timers.get(name) == sequence:
-                del host.timers[name]
-                if self.trace is not None:
-                    self.trace.update(repr((self.now, node_id, name)).encode())
-                host.node.timer(name, host.clock.reading(self.now))
-
+        host = self._hosts[node_id]
         if host.timers.get(name) == sequence:
-            self._when_thawed(host, ring)
+            self._when_thawed(host, lambda: self._ring(host, node_id, name, sequence))
+
+    def _ring(self, host: _Host, node_id: NodeId, name: str, sequence: int) -> None:
+        if host.node is not None and host.timers.get(name) == sequence:
+            del host.timers[name]
+            if self.trace is not None:
+                self.trace.update(repr((self.now, node_id, name)).encode())
+            host.node.timer(name, host.clock.reading(self.now))
 
     def _when_thawed(self, host: _Host, action: Callable[[], None]) -> None:
         if host.thaw_at is not None:
@@ -381,7 +397,7 @@ class Heap:
             return
         host.thaw_at = max(until_us, host.thaw_at or 0)
         life = host.life
-        self._push(until_us, PACKET_RANK, lambda: self._thaw(host, life))
+        self._push(until_us, PACKET_RANK, self._thaw, host, life)
 
     def _thaw(self, host: _Host, life: int) -> None:
         if host.life != life or host.thaw_at is None or self.now < host.thaw_at:
