@@ -7,6 +7,7 @@ seed; `python experiments/soak.py --seed N --runs 1 --workers 1` plays it again.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import sys
@@ -38,7 +39,7 @@ def soak(first_seed: int, runs: int | None, seconds: float, workers: int) -> dic
     totals: dict[str, int] = {"runs": 0, "with_faults": 0, "with_attackers": 0, "peer_rounds_with_faults": 0}
     failures: list[str] = []
     cpu_s = 0.0
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=gc.freeze) as pool:
         seeds = _seeds(first_seed, runs, started + seconds)
         for seed, case, outcome, error, took_s in _played(pool, seeds, workers):
             faults, attackers = case.has_faults, bool(case.attacks)

@@ -79,8 +79,10 @@ def _common_numel(parts: Mapping[bytes, QuantizedBlocks], members: tuple[bytes, 
         part = parts[member]
         if part.numel != numel:
             raise PartMismatch(f"the part of {member.hex()} has {part.numel} elements, not {numel}")
-        if not bool(torch.isfinite(part.scales).all()):
-            raise NonFiniteInput(f"the part of {member.hex()} has a scale that is not finite")
+    finite_N = torch.isfinite(torch.stack([parts[member].scales for member in members])).all(dim=1)
+    if not bool(finite_N.all()):
+        first = members[int(finite_N.to(torch.int8).argmin())]
+        raise NonFiniteInput(f"the part of {first.hex()} has a scale that is not finite")
     return numel
 
 

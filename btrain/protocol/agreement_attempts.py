@@ -36,22 +36,33 @@ class Attempts(Knowledge):
 
     def _advance(self) -> None:
         """Draw every conclusion. Decisions and Quits come first: nothing is final for who has reason to leave."""
-        self._decide()
+        if self.state.decided is None:
+            self._decide()
         if self.state.decided is None:
             self._leave()
             self._count_votes()
-            self._hand_on_certificate()
-            self._answer_conflicts()
+            if not self._undisturbed() or self.state.proposals:
+                self._hand_on_certificate()
+                self._answer_conflicts()
             self._skip_attempt_0()
-            self._propose()
+            if self.state.attempt > 0:
+                self._propose()
             self._vote()
-            self._settle()
+            if self.state.attempt > 0:
+                self._settle()
             self._finalise()
             self._decide()
-        self._hand_on_finals()
-        if not self._certified and self.final_certificate is not None:
+        if self._finals_wanted_by:
+            self._hand_on_finals()
+        if not self._certified and self.state.decided is not None:
+            self._certify()
+
+    def _certify(self) -> None:
+        """Show the owner q Finals, once."""
+        certificate = self.final_certificate
+        if certificate is not None:
             self._certified = True
-            self.out.emit(Certified(self.final_certificate))
+            self.out.emit(Certified(certificate))
 
     # --- leaving and entering ---
 
@@ -213,9 +224,8 @@ class Attempts(Knowledge):
         return self.rules.acceptable(items, state.attempt)
 
     def _settle(self) -> None:
-        attempt = self.state.attempt
         waiting = self._settled or self.out.due("settle") is not None
-        if attempt > 0 and not self.state.left and not waiting and self._voted(attempt) is not None:
+        if not self.state.left and not waiting and self._voted(self.state.attempt) is not None:
             self.out.set_timer("settle", 2 * self.timing.delta_us)
 
     def _finalise(self) -> None:
@@ -243,7 +253,7 @@ class Attempts(Knowledge):
     def _decide(self) -> None:
         state = self.state
         digest = self._decided_digest()
-        if state.decided is not None or digest is None:
+        if digest is None:
             return
         items = self.known_value(digest)
         if items is None:

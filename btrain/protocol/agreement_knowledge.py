@@ -167,8 +167,6 @@ class Knowledge:
 
         Once to all; once more to each that shows later that it lacks them, as it may have begun only now.
         """
-        if not self._finals_wanted_by:
-            return
         finals = self.state.finals.get(self.state.final or b"", {})
         if self.me not in finals:
             return

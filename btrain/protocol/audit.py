@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -225,9 +226,8 @@ class PartCheck(Check):
         return [] if lost or self.waiting else self._reduce()
 
     def _reduce(self) -> list[Effect]:
-        inputs = {worker: self.blobs[leaf] for worker, leaf in self.leaves.items()}
-        numel, rule = self.numel, self.rule
-        return [Work(self.token, lambda: reduce_committed(inputs, numel, rule))]
+        inputs = tuple((worker, self.blobs[leaf]) for worker, leaf in self.leaves.items())
+        return [Work(self.token, partial(reduce_committed, inputs, self.numel, self.rule))]
 
     def work_done(self, result: object) -> list[Effect]:
         """Compare with what the aggregator signed."""

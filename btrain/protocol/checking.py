@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from btrain.kernels import QuantizedBlocks
@@ -69,6 +70,7 @@ class Checking:
         self._unexamined: dict[bytes, Message] = {}
         self._tables: dict[int, Message] = {}  # the first of the rightful aggregator
         self._known: dict[bytes, Message] = {}
+        self._fitting: set[bytes] = set()  # Tables whose links are here and fit, so that their numbers are read
         self._own_row: dict[bytes, bool] = {}  # whether the own row of a Table is right, or there is none to be
         self._disputes: dict[str, Message] = {}
         self._approvals: dict[PeerId, bytes] = {}
@@ -162,17 +164,21 @@ class Checking:
         """Do what has become possible."""
         if not self._active or self.round.block is not None:
             return
-        for part in sorted(self._unmade):
-            self._make(self._entries[part], now)
-        for message in list(self._unexamined.values()):
-            self._examine(message, now)
+        if self._unmade or self._unexamined:
+            links = self._links_here()
+            for part in sorted(self._unmade):
+                self._make(self._entries[part], links, now)
+            for message in list(self._unexamined.values()):
+                self._examine(message, links, now)
         self._hold_disputes(now)
         self._approve(now)
 
     # --- the own tables ---
 
-    def _make(self, entry: ResultEntry, now: int) -> None:
+    def _make(self, entry: ResultEntry, links: dict[PeerId, bytes], now: int) -> None:
         """Publish the Table of an own part, over the links that are here."""
+        if f"table:{entry.part}" in self._jobs:
+            return
         statement = self.desk.statement(
             Table(b"\0" * 32, b"", 0.0, ()), prev=self.round.state.head, round=self.round.round, index=entry.part
         )
@@ -180,10 +186,10 @@ class Checking:
         if before is not None:
             self._send(before, now)
             return
-        expected, links = self.round.expected_links, self._links_here()
+        expected = self.round.expected_links
         ready = len(links) == len(expected) or (self._links_due and len(links) > self.round.roster.faulty_max)
         parts = self._parts(entry) if ready else None
-        if parts is None or f"table:{entry.part}" in self._jobs:
+        if parts is None:
             return
         numel, rule = self.round.roles.layout.part_numel(entry.part), self.round.exchange.rule
         result, reduced = self.round.result_of(entry).hash, self._reduced(entry)
@@ -224,35 +230,43 @@ class Checking:
 
     # --- the tables of all ---
 
-    def _examine(self, message: Message, now: int) -> None:
+    def _examine(self, message: Message, links: dict[PeerId, bytes], now: int) -> None:
         """Judge a Table and compare the own row, as soon as its links are here."""
         body, entry = message.body, self._entries[message.statement.index]
         assert isinstance(body, Table)
         if message.hash in self.judgements and message.hash in self._own_row:
             del self._unexamined[message.hash]
             return
-        failed = self._misfit(message, body, entry)
-        if failed is not None:
-            if failed.verdict:
-                self._judged(message, failed, now)
-                self._own_row[message.hash] = True  # nothing rests on it
-            return
         seed = sketch_seed(message.statement.ctx, entry.part)
+        if message.hash not in self._fitting:
+            failed = self._misfit(message, body, entry, links)
+            if failed is not None:
+                if failed.verdict:
+                    self._judged(message, failed, now)
+                    self._own_row[message.hash] = True  # nothing rests on it
+                return
+            self._fitting.add(message.hash)
+            self._judge(message, body, entry, seed)
+        if message.hash not in self._own_row:
+            self._compare(message, body, entry, seed)
+
+    def _judge(self, message: Message, body: Table, entry: ResultEntry, seed: bytes) -> None:
+        """Hold a Table against the reduced bytes."""
         result = self.round.result_of(entry).body
         assert isinstance(result, ResultBody)
         rule, reduced = self.round.exchange.rule, self._reduced(entry)
         coefficients, count = result.coefficients, len(self._workers[entry.part])
-        self._work(f"judge:{message.hash.hex()}", lambda: judge(body, count, coefficients, reduced, rule, seed))
-        self._compare(message, body, entry, seed)
+        self._work(f"judge:{message.hash.hex()}", partial(judge, body, count, coefficients, reduced, rule, seed))
 
-    def _misfit(self, message: Message, table: Table, entry: ResultEntry) -> Judgement | None:
+    def _misfit(
+        self, message: Message, table: Table, entry: ResultEntry, links: dict[PeerId, bytes]
+    ) -> Judgement | None:
         """What is wrong with a Table before its numbers are read; SOUND: it cannot be said yet; None: nothing."""
         members = masked(sorted(self.round.expected_links), table.links)
         if members is None or len(members) <= min(self.round.roster.faulty_max, len(self.round.expected_links) - 1):
             return Judgement(UNSOUND, "links: too few, or of others than the committed members")
         if table.result != self.round.result_of(entry).hash:
             return Judgement(UNSOUND, "result: of another than the decided one")
-        links = self._links_here()
         if any(peer not in links for peer in members):
             return Judgement(0)
         if message.statement.ctx != self._randomness({peer: links[peer] for peer in members}):
@@ -261,6 +275,8 @@ class Checking:
 
     def _compare(self, message: Message, table: Table, entry: ResultEntry, seed: bytes) -> None:
         """Recompute the own row."""
+        if f"row:{message.hash.hex()}" in self._jobs:
+            return
         contributors, me = self._workers[entry.part], self.round.me
         if me not in contributors or len(table.rows) != len(contributors):
             self._own_row[message.hash] = True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from btrain.protocol import agreement_interface as engine_effects
 from btrain.protocol.agreement import Agreement
 from btrain.protocol.agreement_interface import Electorate
-from btrain.protocol.agreement_messages import Final, Items, Payload, Proposal, Vote
+from btrain.protocol.agreement_messages import Final, Items, Payload, Proposal
 from btrain.protocol.agreement_state import ATTEMPTS_AHEAD_MAX
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blobs import Blobs
@@ -99,8 +99,10 @@ class Deciding:
 
     def _signed_before(self, index: int) -> list[Message]:
         """What this member signed in the decision before a restart."""
-        mine = (m for m in self.desk.signed.values() if isinstance(m.body, ENGINE_PAYLOADS))
-        return [m for m in mine if (m.statement.prev, m.statement.index) == (self.state.head, index)]
+        mine = (
+            m for m in self.desk.signed.values() if m.statement.index == index and m.statement.prev == self.state.head
+        )
+        return [m for m in mine if isinstance(m.body, ENGINE_PAYLOADS)]
 
     def _give(self, engine: Agreement, message: Message, now: int) -> None:
         """Give the engine a message that came before it started; a wrong one is dropped."""
@@ -164,15 +166,7 @@ class Deciding:
     def _show_dissent(self, index: int, items: Items) -> None:
         """Hand on votes of attempt 0 and Finals against the decision: who signed another for others is found out."""
         digest = RULES[index](cast("Round", self)).digest(items)
-        dissent = [
-            message.data
-            for message in self.desk.noticed()
-            if isinstance(message.body, (Vote, Final))
-            and message.body.digest != digest
-            and (message.statement.prev, message.statement.index) == (self.state.head, index)
-            and message.statement.attempt == 0
-        ]
-        self.statements.send(dissent, None)
+        self.statements.send(self.desk.dissent(self.state.head, index, digest), None)
 
     def _exchange_values(self, index: int, effect: engine_effects.PushValue | engine_effects.NeedValue) -> None:
         if isinstance(effect, engine_effects.PushValue):

@@ -81,6 +81,8 @@ class ContributorsRules(DecisionRules):
 
     def complete(self, held: Items) -> bool:
         """Every present member has committed, and this one, if it aggregates, has its parts."""
+        if len(held) < len(self.round.roles.present):
+            return False
         commits = sum(key.startswith("commit:") for key in held)
         return commits == len(self.round.roles.present) and self.round.holds_own_parts()
 
@@ -110,6 +112,8 @@ class ResultsRules(DecisionRules):
 
     def complete(self, held: Items) -> bool:
         """A result of attempt 0 for every part of an owner that is not out."""
+        if len(held) < self.round.roles.layout.parts:
+            return False
         return {entry.part for entry in self.entries(held) or []} == set(range(self.round.roles.layout.parts))
 
     def acceptable(self, items: Items, attempt: int) -> bool:
@@ -146,13 +150,12 @@ class BlockRules(DecisionRules):
 
     def digest(self, items: Items) -> bytes:
         """The block's hash; what makes up no block has a digest that no block has."""
-        found = BlockItems.read(items)
-        if found is None or not found.fits(self.round):
-            return items_digest("no block", self.ctx, items)
-        return self.round.block_of(items).hash
+        return self.round.block_digest(items)
 
     def complete(self, held: Items) -> bool:
         """Every committed member has opened its link, and the Tables are approved."""
+        if len(held) < len(self.round.expected_links):
+            return False
         links = sum(key.startswith("link:") for key in held)
         return links == len(self.round.expected_links) and self.round.checking.complete(held)
 

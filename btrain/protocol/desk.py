@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import msgspec
@@ -75,6 +76,8 @@ class Desk:
     signed: dict[bytes, Message] = field(default_factory=dict)
     effects: list[Effect] = field(default_factory=list)
     conflicts: list[tuple[Message, Message]] = field(default_factory=list)
+    # (round, prev, index) -> digests that ballots of attempt 0 name: bounded as the ballots are
+    _ballots: dict[tuple[int, bytes, int], set[bytes]] = field(default_factory=dict)
     _seen: dict[PeerId, _Record] = field(default_factory=dict)  # bounded: only members' and trainees' are noticed
 
     @property
@@ -130,13 +133,16 @@ class Desk:
 
         The caller has seen to it that a signer has few slots; what is beyond the bound is not compared.
         """
-        record = self._seen.setdefault(message.sender, _Record())
+        record = self._seen.get(message.sender)
+        if record is None:
+            record = self._seen[message.sender] = _Record()
         known = record.slots.get(message.slot)
         if known is message or (known is not None and known.statement == message.statement):
             return "known"
         if known is None:
             if len(record.slots) < SLOTS_MAX:
                 record.slots[message.slot] = message
+                self._count(message)
             return "new"
         first = record.seconds.setdefault(message.slot, message)
         if first is message:
@@ -148,9 +154,27 @@ class Desk:
         record = self._seen.get(message.sender)
         return record is not None and message.slot in record.seconds
 
+    def _count(self, message: Message) -> None:
+        s, body = message.statement, message.body
+        if isinstance(body, (Vote, Final)) and s.attempt == 0:
+            self._ballots.setdefault((s.round, s.prev, s.index), set()).add(body.digest)
+
+    def dissent(self, prev: bytes, index: int, digest: bytes) -> list[bytes]:
+        """Votes of attempt 0 and Finals of a decision for anything but `digest`."""
+        if all(b <= {digest} for (_, p, i), b in self._ballots.items() if (p, i) == (prev, index)):
+            return []  # as good as always
+        return [
+            message.data
+            for message in self.noticed()
+            if isinstance(message.body, (Vote, Final))
+            and message.body.digest != digest
+            and (message.statement.prev, message.statement.index) == (prev, index)
+            and message.statement.attempt == 0
+        ]
+
     def noticed(self) -> Iterator[Message]:
         """The statements of the open rounds that were compared, one for each slot."""
-        return (message for record in self._seen.values() for message in record.slots.values())
+        return chain.from_iterable(record.slots.values() for record in self._seen.values())
 
     def restore(self, envelopes: Mapping[bytes, bytes]) -> None:
         """Take back what was signed before a restart; a Join that founded the run belongs to none and stays out."""
@@ -166,3 +190,4 @@ class Desk:
         for record in self._seen.values():
             record.forget(before_round)
         self._seen = {peer: record for peer, record in self._seen.items() if record.slots}
+        self._ballots = {of: digests for of, digests in self._ballots.items() if of[0] >= before_round}

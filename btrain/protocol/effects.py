@@ -97,7 +97,10 @@ class Recompute:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Run a pure job off the protocol's thread; the answer is `work_done`."""
+    """Run a pure job off the protocol's thread; the answer is `work_done`.
+
+    A job that other members do alike is a `functools.partial` of hashable arguments, which tell it from others.
+    """
 
     token: str
     job: Callable[[], Any]

@@ -58,11 +58,8 @@ def decode(record: type[T], data: bytes, bytes_max: int) -> T:
 
 def sha256(*parts: bytes) -> bytes:
     """SHA-256 of the length-prefixed parts, so that no two different lists collide."""
-    state = hashlib.sha256()
-    for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.digest()
+    pieces = [piece for part in parts for piece in (len(part).to_bytes(8, "little"), part)]
+    return hashlib.sha256(b"".join(pieces)).digest()
 
 
 def digest(data: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,9 +22,14 @@ from btrain.protocol.reduction import ReducedPart, open_part, reduce_committed
 from btrain.protocol.roles import Roles
 
 
+def has_leaves(commit: Message) -> bool:
+    """Whether a Commit carries a gradient."""
+    return isinstance(commit.body, Commit) and bool(commit.body.leaves)
+
+
 def with_leaves(commits: Mapping[PeerId, Message]) -> tuple[PeerId, ...]:
     """Members whose Commit carries a gradient, in member order."""
-    return tuple(peer for peer, m in sorted(commits.items()) if isinstance(m.body, Commit) and m.body.leaves)
+    return tuple(sorted(peer for peer, message in commits.items() if has_leaves(message)))
 
 
 @dataclass
@@ -125,7 +131,7 @@ class Exchange:
             if open_part(data, numel) is None:
                 self.illegal.append(("illegal_encoding", contribution.commits[worker], data))
         token = f"round:{self.roles.round}:reduce:{part}:{attempt}:{contribution.ctx.hex()}"
-        self.desk.emit(Work(token, lambda: reduce_committed(inputs, numel, rule)))
+        self.desk.emit(Work(token, partial(reduce_committed, tuple(inputs.items()), numel, rule)))
 
     def publish(self, reduced: ReducedPart, members: Iterable[PeerId]) -> bytes:
         """Keep a reduced part and send it to all members, absent ones too: they follow. Returns its hash."""

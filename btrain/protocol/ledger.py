@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median_low
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -198,9 +199,22 @@ class LedgerState:
     def advance(self, block: Block) -> LedgerState:
         """The state after `block`, once everything in it that follows from the ledger has been checked.
 
+        Whoever goes on from this state by the same block gets the same object, while anybody holds it.
+
         Raises:
             InconsistentMessage: names the field of the block that contradicts the ledger.
         """
+        hash = block.hash
+        later = self._later.get(hash)
+        if later is None:
+            later = self._later[hash] = self._after(block, hash)
+        return later
+
+    @cached_property
+    def _later(self) -> WeakValueDictionary[bytes, LedgerState]:
+        return WeakValueDictionary()
+
+    def _after(self, block: Block, hash: bytes) -> LedgerState:
         _check(block, self)
         bans = [ban.peer for ban in block.bans]
         probation = self.probation.after(
@@ -221,7 +235,7 @@ class LedgerState:
         return replace(
             self,
             round=block.round + 1,
-            head=block.hash,
+            head=hash,
             roster=roster,
             randomness=(self.randomness[1], block.randomness),
             step=block.step,

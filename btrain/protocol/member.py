@@ -17,7 +17,7 @@ from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.blobs import Blobs
 from btrain.protocol.catchup import Replay
 from btrain.protocol.charges import Charges
-from btrain.protocol.checking import Checked, Proof
+from btrain.protocol.checking import Checked
 from btrain.protocol.chronicle import Chronicle, Ledger
 from btrain.protocol.contribution import decision_statements
 from btrain.protocol.court import Court, Record
@@ -342,7 +342,7 @@ class Member:
 
     def _take_envelope(self, envelope: bytes, sender: PeerId, now: int) -> None:
         """Take a statement; what its signer did wrong is no fault of who hands it on, and stops nothing else."""
-        message = self.desk.verifier.open(envelope, self.state.run)
+        message = self.desk.verifier.open(envelope, self.desk.run)
         try:
             self._take_message(message, sender, now)
         except RemoteProtocolError as error:
@@ -351,26 +351,27 @@ class Member:
             self._refuse(message.sender, error)
 
     def _take_message(self, message: Message, sender: PeerId, now: int) -> None:
-        body, of = message.body, message.statement.round
+        body, of, state = message.body, message.statement.round, self.state
         if isinstance(body, Join):
-            self.seats.asked(message, body, sender, self.state)
+            self.seats.asked(message, body, sender, state)
             return
-        if isinstance(body, Trial) and message.sender in self.state.probation.peers:
+        if isinstance(body, Trial) and message.sender in state.probation.peers:
             self._on_trial(message, sender, now)
             return
-        if self.state.roster.seat(message.sender) is None:
+        if state.roster.seat(message.sender) is None:
             raise NotAMember(f"{message.statement.kind} of {message.sender.hex()[:8]}, which holds no seat")
-        if of > self.state.round + ROUNDS_AHEAD_MAX:
+        ahead = of - state.round
+        if ahead > ROUNDS_AHEAD_MAX:
             self.chronicle.ask(sender, self.round, now)
-        if abs(of - self.state.round) > ROUNDS_AHEAD_MAX:
-            raise StaleMessage(f"{message.statement.kind} of round {of} in round {self.state.round}")
+        if abs(ahead) > ROUNDS_AHEAD_MAX:
+            raise StaleMessage(f"{message.statement.kind} of round {of} in round {state.round}")
         if isinstance(body, Leave):
-            self.seats.leaves(message.sender, self.state.round)
+            self.seats.leaves(message.sender, state.round)
         elif isinstance(body, Charge):
             self.charges.charged(message, body)
         elif isinstance(body, Objection):
             self.trials.objected(message, body)
-        elif of > self.state.round or (of == self.state.round and self.round is None):
+        elif ahead > 0 or (ahead == 0 and self.round is None):
             self._await_round(message, sender, now)
         elif isinstance(body, Accusation):
             self.court.accused(message, body, self.round.roles.validators if self.round is not None else ())
@@ -401,7 +402,7 @@ class Member:
         if target is not None and message.statement.prev == target.state.head:
             target.hearing.heard(message, sender)
             target.receive(message, now)
-            if sender == message.sender and target.round in self._listeners:
+            if self._listeners and sender == message.sender and target.round in self._listeners:
                 for listener in self._listeners[target.round].of(sender):
                     self.desk.send(Envelopes((message.data,)), listener)
         elif target is None and message.sender == sender and not _has_block(message):
@@ -651,37 +652,38 @@ class Member:
         return self.behaviour.effects(self.desk.take(), self.state.round, now)
 
     def _draw_conclusions(self, now: int) -> bool:
-        for deed, statement, data in self._take_illegal():
+        open_round, chronicle = self.round, self.chronicle
+        if open_round is not None and (open_round.exchange.illegal or open_round.checking.proofs):
+            self._charge_proven(open_round)
+        if self.desk.conflicts or chronicle.forks.conflicts:
+            self._charge_conflicts()
+        chronicle.certify()
+        if self.round is not None and self.round.block is not None:
+            self._conclude(self.round, now)
+            return True
+        if self.state.over and not chronicle.uncertified and not self._halted:
+            self._settle(now)
+        return bool(self.desk.conflicts)
+
+    def _charge_proven(self, open_round: Round) -> None:
+        """What the round has found that proves itself by bytes."""
+        illegal, open_round.exchange.illegal = open_round.exchange.illegal, []
+        for deed, statement, data in illegal:
             statements = [statement]
-            if deed == "illegal_result" and self.round is not None and self.round.contribution is not None:
-                statements += decision_statements(self.round.contribution)
+            if deed == "illegal_result" and open_round.contribution is not None:
+                statements += decision_statements(open_round.contribution)
             self.charges.charge(deed, statement.sender, statement.statement.round, statements, [data])
-        for proof in self._take_proofs():
+        proofs, open_round.checking.proofs = open_round.checking.proofs, []
+        for proof in proofs:
             accused = proof.statements[0]
             self.charges.charge(proof.deed, accused.sender, accused.statement.round, proof.statements, proof.blobs)
+
+    def _charge_conflicts(self) -> None:
+        """Two statements in one slot."""
         conflicts = [*self.desk.conflicts, *self.chronicle.forks.conflicts]
         self.desk.conflicts, self.chronicle.forks.conflicts = [], []
         for one, other in conflicts:
             self.charges.charge("equivocation", one.sender, one.statement.round, [one, other], [])
-        self.chronicle.certify()
-        if self.round is not None and self.round.block is not None:
-            self._conclude(self.round, now)
-            return True
-        if self.state.over and not self.chronicle.uncertified and not self._halted:
-            self._settle(now)
-        return bool(self.desk.conflicts)
-
-    def _take_illegal(self) -> list[tuple[str, Message, bytes]]:
-        if self.round is None:
-            return []
-        found, self.round.exchange.illegal = self.round.exchange.illegal, []
-        return found
-
-    def _take_proofs(self) -> list[Proof]:
-        if self.round is None:
-            return []
-        found, self.round.checking.proofs = self.round.checking.proofs, []
-        return found
 
     def _halt(self, reason: str, done: bool) -> None:
         self._halted = True

@@ -269,7 +269,7 @@ class Message:
     statement: Statement
     body: Body
 
-    @property
+    @cached_property
     def sender(self) -> PeerId:
         """The signer."""
         return self.statement.sender

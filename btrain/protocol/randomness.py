@@ -6,6 +6,7 @@ it is known and nobody can change it but by losing the seat.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from btrain.protocol.encoding import PeerId, sha256
 
 SPARE_LINKS = 1024  # rounds beyond the planned ones that a chain covers
+PERMUTATIONS_KEPT = 1024  # the latest drawn: a round asks for the same ones again and again
 ANCHOR_ROUNDS = 1024  # who gets a seat late publishes the link of the last multiple of it: checking costs few hashes
 
 
@@ -75,6 +77,11 @@ def next_randomness(previous: bytes, round: int, links: Sequence[bytes]) -> byte
 
 def permutation(randomness: bytes, purpose: str, peers: Iterable[PeerId]) -> tuple[PeerId, ...]:
     """A pseudo-random order of the peers, the same for everybody."""
+    return _permuted(randomness, purpose, tuple(peers))
+
+
+@functools.lru_cache(PERMUTATIONS_KEPT)
+def _permuted(randomness: bytes, purpose: str, peers: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
     domain = b"btrain/permutation/" + purpose.encode()
     return tuple(sorted(peers, key=lambda peer: (sha256(domain, randomness, peer), peer)))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,11 @@ from btrain.aggregation import Rule, reduce_with_report
 from btrain.kernels import IllegalEncoding, NotEncodable, QuantizedBlocks, quantize_blockwise
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.roles import PartLayout
+
+SMALL_PART_BYTES = 16 * 1024  # of these a round opens each several times, and that costs more than finding it again
+SMALL_PARTS_KEPT = 2048
+
+CommittedParts = Mapping[PeerId, bytes] | Iterable[tuple[PeerId, bytes]]  # the bytes of each contributor
 
 
 @dataclass(frozen=True)
@@ -26,20 +32,29 @@ class ReducedPart:
 
 
 def open_part(data: bytes, numel: int) -> QuantizedBlocks | None:
-    """Decode a part, None if its encoding is illegal."""
+    """Decode a part, None if its encoding is illegal. Not to be changed in place: small ones are remembered."""
+    return _open_small(data, numel) if len(data) <= SMALL_PART_BYTES else _open(data, numel)
+
+
+@functools.lru_cache(SMALL_PARTS_KEPT)
+def _open_small(data: bytes, numel: int) -> QuantizedBlocks | None:
+    return _open(data, numel)
+
+
+def _open(data: bytes, numel: int) -> QuantizedBlocks | None:
     try:
         return QuantizedBlocks.from_bytes(data, numel)
     except IllegalEncoding:
         return None
 
 
-def reduce_committed(parts: Mapping[PeerId, bytes], numel: int, rule: Rule) -> ReducedPart:
+def reduce_committed(parts: CommittedParts, numel: int, rule: Rule) -> ReducedPart:
     """Reduce one part over its contributors.
 
     Whether committed bytes are a legal encoding is a function of the bytes alone, so everybody leaves out the same
     contributors; that they are illegal is evidence, and the ban follows in the next block. Nobody left: zeros.
     """
-    opened = {peer: open_part(data, numel) for peer, data in parts.items()}
+    opened = {peer: open_part(data, numel) for peer, data in dict(parts).items()}
     legal = {peer: part for peer, part in opened.items() if part is not None}
     if not legal:
         return ReducedPart(quantize_blockwise(torch.zeros(numel)).to_bytes(), (), 0.0)

@@ -137,6 +137,8 @@ class Relays:
 
     def serve(self) -> None:
         """Sign receipts for the parts that were asked for and have come, and pass them on, with those of kept pairs."""
+        if not self.statements.missing and not self.routes.carried:
+            return
         asked = {
             (worker, m.sender) for m in self.statements.missing for worker in m.body.workers  # type: ignore[union-attr]
             if self.me in self.drawn(worker, m.sender)

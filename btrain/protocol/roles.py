@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from btrain.kernels import BLOCK
@@ -10,6 +11,7 @@ from btrain.protocol.encoding import PeerId
 from btrain.protocol.randomness import drawn_count, permutation
 from btrain.protocol.roster import Roster
 
+RELAYS_KEPT = 4096  # pairs whose relays are remembered: each is asked about with every statement of a dispute
 RELAYS = 3  # drawn for a worker and an aggregator
 
 
@@ -59,9 +61,10 @@ class Roles:
         return first.index(peer) if peer in first else None
 
 
-def relays_of(randomness: bytes, worker: PeerId, aggregator: PeerId, present: Iterable[PeerId]) -> tuple[PeerId, ...]:
+@functools.lru_cache(RELAYS_KEPT)
+def relays_of(randomness: bytes, worker: PeerId, aggregator: PeerId, present: tuple[PeerId, ...]) -> tuple[PeerId, ...]:
     """Who relays a part between the two, in the order in which they are asked."""
-    others = (peer for peer in present if peer not in (worker, aggregator))
+    others = [peer for peer in present if peer not in (worker, aggregator)]
     return permutation(randomness, f"relay/{worker.hex()}/{aggregator.hex()}", others)[:RELAYS]
 
 

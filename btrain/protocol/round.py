@@ -7,12 +7,13 @@ charges, joining) is the member's business. Inputs return nothing: what is to be
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import msgspec
 from torch import Tensor
 
-from btrain.protocol.agreement_messages import VOID, Final, Items
+from btrain.protocol.agreement_messages import VOID, Final, ItemPairs, Items, item_pairs
 from btrain.protocol.block_items import BlockItems, link_key
 from btrain.protocol.contribution import (
     COMPLAINT_INDEX,
@@ -27,9 +28,9 @@ from btrain.protocol.deciding import Deciding, Post
 from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS, RULES, ResultsRules, result_key
 from btrain.protocol.effects import Compute, Work
 from btrain.protocol.encoding import ZERO, PeerId, digest
-from btrain.protocol.exchange import Exchange, with_leaves
+from btrain.protocol.exchange import Exchange, has_leaves, with_leaves
 from btrain.protocol.hearing import Hearing, helpers_of
-from btrain.protocol.ledger import Block, Contribution, LedgerState, ResultEntry, build_block
+from btrain.protocol.ledger import Block, Contribution, LedgerState, ResultEntry, build_block, items_digest
 from btrain.protocol.messages import (
     Approval,
     Commit,
@@ -74,10 +75,11 @@ class Round(Deciding):
         self.block: Block | None = None
         self.compute_ms = self.transfer_ms = 0
         self._own_part = self.roles.owned(self.me)
-        self._held_results: dict[str, bytes] = {}  # what the engine was given
+        self._held_results: set[bytes] = set()  # what the engine was given
         self._overdue: set[PeerId] = set()  # workers whose part was asked for once more, in vain
         self._guessed = False  # the own part is reduced over all before the decision says so
-        self._blocks: dict[tuple[tuple[str, bytes], ...], Block] = {}
+        self._blocks: dict[ItemPairs, Block] = {}
+        self._digests: dict[ItemPairs, bytes] = {}
         self._committed_us = self._contributors_at_us = self._results_at_us = started_us
 
     # --- computing and committing ---
@@ -364,9 +366,10 @@ class Round(Deciding):
 
     def _lacks(self, worker: PeerId) -> bool:
         """Whether the own part of a worker that has committed is not here."""
-        commits = with_leaves({worker: self.statements.commits[worker]}) if worker in self.statements.commits else ()
-        part = self._own_part
-        return part is not None and bool(self.exchange.lacking(part, self.statements.commits, commits))
+        part, commit = self._own_part, self.statements.commits.get(worker)
+        if part is None or commit is None or not has_leaves(commit):
+            return False
+        return bool(self.exchange.lacking(part, self.statements.commits, [worker]))
 
     def _lacking(self) -> list[PeerId]:
         """Workers whose bytes of the own part are not here."""
@@ -437,10 +440,10 @@ class Round(Deciding):
         """Open the bytes that have come and put the results of the decided contributors before the engine."""
         if self.contribution is None or self.block is not None:
             return
-        for key, message in list(self._rightful_results()):
-            if self.exchange.open_result(message) and self._held_results.get(key) != message.hash:
-                self._held_results[key] = message.hash
-                self.hold(RESULTS, key, message.hash, now)
+        for message in list(self._rightful_results(besides=self._held_results)):
+            if self.exchange.open_result(message):
+                self._held_results.add(message.hash)
+                self.hold(RESULTS, result_key(message), message.hash, now)
             elif message.sender in self.unheard and not self.exchange.has_opened(message):
                 self._fetch_result(message)  # it is not going to be pushed to this member
         engine = self.engines[RESULTS]
@@ -448,12 +451,12 @@ class Round(Deciding):
             self._drive(RESULTS, engine.recheck(now), now)
         self._check_decided(now)
 
-    def _rightful_results(self) -> Iterable[tuple[str, Message]]:
-        """Results over the decided contributors by the member whose turn it was."""
+    def _rightful_results(self, besides: Collection[bytes] = ()) -> Iterable[Message]:
+        """Results over the decided contributors by the member whose turn it was, without those of these hashes."""
         assert self.contribution is not None
         for message in self.statements.results.get(self.contribution.ctx, {}).values():
-            if self.rightful(message):
-                yield result_key(message), message
+            if message.hash not in besides and self.rightful(message):
+                yield message
 
     def rightful(self, result: Message) -> bool:
         """Whether a Result is over the decided contributors and by the member whose turn it was."""
@@ -484,7 +487,7 @@ class Round(Deciding):
             return
         self.exchange.retry()
         self._reduce_decided()
-        for _, message in self._rightful_results():
+        for message in self._rightful_results():
             if not self.exchange.open_result(message):
                 self._fetch_result(message)
         self.set_timer("fetch", now + self.clock.delta_us)
@@ -594,14 +597,27 @@ class Round(Deciding):
         return self.engines[BLOCK] is not None or self.me in self.statements.links
 
     @property
-    def expected_links(self) -> set[PeerId]:
+    def expected_links(self) -> AbstractSet[PeerId]:
         """Members whose Commit was decided."""
-        return set(self.contribution.commits) if self.contribution is not None else set()
+        return self.contribution.commits.keys() if self.contribution is not None else frozenset()
+
+    def block_digest(self, items: Items) -> bytes:
+        """The hash of the block that follows from the items; of what makes up no block a digest that no block has."""
+        key = item_pairs(items)
+        if key not in self._digests:
+            if len(self._digests) >= BLOCKS_REMEMBERED:
+                self._digests.clear()
+            found = BlockItems.read(items)
+            fits = found is not None and found.fits(self)
+            self._digests[key] = (
+                self.block_of(items).hash if fits else items_digest("no block", self.results_digest, items)
+            )
+        return self._digests[key]
 
     def block_of(self, items: Items) -> Block:
         """The block that follows from these links, Tables and disputes."""
         assert self.contribution is not None
-        key = tuple(sorted(items.items()))
+        key = item_pairs(items)
         if key not in self._blocks:
             if len(self._blocks) >= BLOCKS_REMEMBERED:
                 self._blocks.clear()

@@ -117,10 +117,8 @@ class Statements:
             legal = {0, roles.layout.parts} if sender in roles.workers else {0}
             if len(body.leaves) not in legal:
                 raise InconsistentMessage(f"{place} with {len(body.leaves)} leaves, expected one of {sorted(legal)}")
-            reproached = set(body.reproaches)
-            strange = reproached - set(self.state.roster.members) | (reproached & {sender})
-            if strange or list(body.reproaches) != sorted(reproached) or len(reproached) > self.state.roster.faulty_max:
-                raise InconsistentMessage(f"{place} with reproaches of {len(body.reproaches)} members")
+            if body.reproaches:
+                self._check_reproaches(sender, body, place)
         elif isinstance(body, Missing):
             if roles.owned(sender) != body.part or not set(body.workers) <= set(roles.workers) - {sender}:
                 raise NotAMember(f"{place}, which aggregates nothing that these send")
@@ -135,6 +133,12 @@ class Statements:
                 raise InconsistentMessage(f"{place} with rows that are none of {len(roles.workers)} workers")
         elif isinstance(body, Reveal) and not self.opens(sender, body.link):
             raise InconsistentMessage(f"{place} is not on its chain")
+
+    def _check_reproaches(self, sender: PeerId, commit: Commit, place: str) -> None:
+        roster, reproached = self.state.roster, set(commit.reproaches)
+        strange = reproached - set(roster.members) | (reproached & {sender})
+        if strange or list(commit.reproaches) != sorted(reproached) or len(reproached) > roster.faulty_max:
+            raise InconsistentMessage(f"{place} with reproaches of {len(commit.reproaches)} members")
 
     @property
     def lacking_max(self) -> int:

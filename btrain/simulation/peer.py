@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,13 +39,14 @@ from btrain.protocol.effects import (
 )  # fmt: skip
 from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.errors import RemoteProtocolError
-from btrain.protocol.ledger import Charter, Genesis, LedgerState, check_certificate, open_block
+from btrain.protocol.ledger import LedgerState, check_certificate, open_block
 from btrain.protocol.member import Member, Membership
 from btrain.protocol.messages import Verifier
 from btrain.protocol.pieces import assemble, cut
 from btrain.protocol.round import Round
 from btrain.simulation.disk import Disk, Durable
 from btrain.simulation.heap import NodeId, Port
+from btrain.simulation.sharing import SharedWork
 
 ENVELOPE_BYTES = 16  # framing of a packet
 
@@ -88,12 +89,12 @@ class Identity:
     """Everything that makes a simulated peer, and outlives its crashes."""
 
     key: SigningKey
-    genesis: Genesis
-    charter: Charter
+    origin: LedgerState  # the genesis; one object, so that equal peers share what follows from it
     membership: Membership
     make_learner: Callable[[], Learner]
     behaviour: Behaviour
     verifier: Verifier
+    work: SharedWork
     contacts: tuple[PeerId, ...]
     seed: int
     timings: Timings = field(default_factory=Timings)
@@ -139,7 +140,7 @@ class SimulatedPeer:
     def _load(self) -> tuple[LedgerState, int]:
         """The ledger, verified again, and the newest state here that it certifies."""
         identity = self.identity
-        state = LedgerState.start(identity.genesis, identity.charter)
+        state = identity.origin
         for certified in self.disk.blocks:
             block = open_block(certified.block)
             check_certificate(block, certified.certificate, state, identity.verifier)
@@ -272,14 +273,14 @@ class SimulatedPeer:
     @property
     def keep_rounds(self) -> int:
         """Rounds whose records the disk keeps."""
-        return self.identity.charter.kept_rounds
+        return self.identity.origin.charter.kept_rounds
 
     def _compute(self, effect: Effect) -> None:
         timings = self.identity.timings
         duration = timings.compute_us + self.random.randrange(timings.compute_jitter_us + 1)
         match effect:
             case Work(token, job):
-                result = job()
+                result = self.identity.work.run(job)
                 self._after(timings.work_us, lambda now: self.member.work_done(token, result, now))
             case Compute(round, seed):
                 self._after(duration, lambda now: self._computed(round, seed, duration, now))
@@ -356,22 +357,21 @@ class SimulatedPeer:
 
     def _send(self, packet: bytes, to: PeerId | None, delay_us: int) -> None:
         receivers = (to,) if to is not None else self._listeners()
-
-        def go(now: int) -> list[Effect]:
-            payload, size = ("control", packet), len(packet) + ENVELOPE_BYTES
-            for peer in receivers:
-                if peer in self._connected:
-                    self.port.send(peer, payload, size)
-            return []
-
         if delay_us:
-            self._after(delay_us, go)
+            self._after(delay_us, lambda now: self._send_now(packet, receivers))
         else:
-            go(self.now)
+            self._send_now(packet, receivers)
+
+    def _send_now(self, packet: bytes, receivers: Sequence[PeerId]) -> list[Effect]:
+        payload, size, send = ("control", packet), len(packet) + ENVELOPE_BYTES, self.port.send
+        for peer in receivers:
+            if peer in self._connected:
+                send(peer, payload, size)
+        return []
 
     def _listeners(self) -> list[PeerId]:
-        state = self.member.state
-        return [p for p in self._audience if state.roster.seat(p) is not None or p in self.member.candidates]
+        seat, candidates = self.member.state.roster.seat, self.member.candidates
+        return [peer for peer in self._audience if seat(peer) is not None or peer in candidates]
 
     def _transmit(self, to: PeerId, payload: tuple[object, ...]) -> None:
         size = sum(len(part) for part in payload if isinstance(part, bytes)) + ENVELOPE_BYTES

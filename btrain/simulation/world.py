@@ -15,6 +15,7 @@ from btrain.protocol.randomness import HashChain
 from btrain.simulation.heap import Clock, Heap, NetworkPlan
 from btrain.simulation.invariants import Invariants, InvariantViolated
 from btrain.simulation.peer import Identity, Learner, SimulatedPeer, Timings
+from btrain.simulation.sharing import SharedWork
 from btrain.simulation.signatures import Signatures, simulated_keys, simulated_verifier
 
 __all__ = ["InvariantViolated", "World", "found", "simulated_keys"]
@@ -53,7 +54,9 @@ class World:
         self.heap = Heap(self.seed, self.plan)
         self.keys = simulated_keys(self.seed, self.peers, self.signatures)
         self.genesis = found(self.keys, self.charter, self.contract, self.make_learner(), self.seed)
+        self.origin = LedgerState.start(self.genesis, self.charter)
         self.verifier = simulated_verifier(self.signatures)
+        self.work = SharedWork()
         self.identities: dict[PeerId, Identity] = {}
         for index, key in enumerate(self.keys):
             self._add(key, self.byzantine.get(index, Behaviour()), clock=self.clocks.get(index))
@@ -65,7 +68,7 @@ class World:
         membership = Membership(digest(self.contract), self.genesis.x0, 0.0, self.genesis.nonce)
         contacts = tuple(k.public_key for k in self.keys)
         identity = Identity(
-            key, self.genesis, self.charter, membership, self.make_learner, behaviour, self.verifier, contacts,
+            key, self.origin, membership, self.make_learner, behaviour, self.verifier, self.work, contacts,
             self.seed, self.timings,
         )  # fmt: skip
         self.identities[key.public_key] = identity
@@ -150,9 +153,9 @@ class World:
         Raises:
             RemoteProtocolError: names the block and what is wrong with it.
         """
-        verifier = simulated_verifier(self.signatures)
+        verifier, origin = simulated_verifier(self.signatures), LedgerState.start(self.genesis, self.charter)
         for peer in (*self.honest, *self.newcomers):
-            state = LedgerState.start(self.genesis, self.charter)
+            state = origin
             for certified in self.identities[peer].disk.blocks:
                 block = open_block(certified.block)
                 check_certificate(block, certified.certificate, state, verifier)

@@ -79,7 +79,7 @@ def test_a_receipt_answers_the_complaint_about_its_own_bytes(
 
 @given(st.binary(max_size=8), st.integers(0, 15), st.integers(0, 15), st.integers(2, 16))
 def test_relays_are_drawn_among_the_others(seed: bytes, worker: int, aggregator: int, present: int) -> None:
-    drawn = relays_of(digest(seed), PEERS[worker], PEERS[aggregator], PEERS[:present])
+    drawn = relays_of(digest(seed), PEERS[worker], PEERS[aggregator], tuple(PEERS[:present]))
     others = set(PEERS[:present]) - {PEERS[worker], PEERS[aggregator]}
     assert len(set(drawn)) == len(drawn) == min(RELAYS, len(others)) and set(drawn) <= others
 
