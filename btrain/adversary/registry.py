@@ -57,6 +57,7 @@ _CLASSES: tuple[type[Adversary], ...] = (
     sender.EdgeLate,
     sender.SelectiveSend,
     sender.AbortLink,
+    sender.AbortDraw,
     sender.WithholdPart,
     sender.Freeze,
     sender.Flap,

@@ -13,6 +13,8 @@ from btrain.protocol.effects import Effect, PushBlob, PutBlob, Send
 from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.messages import ENVELOPE_BYTES_MAX, Commit, Message, Reveal
 from btrain.protocol.packets import PACKET_BYTES_MAX, Envelopes, decode_packet, encode_packet
+from btrain.protocol.roles import draw_roles
+from btrain.protocol.tables import table_randomness
 
 if TYPE_CHECKING:
     from btrain.protocol.desk import Desk
@@ -31,10 +33,13 @@ class Withholding(Adversary):
     """Base: keeps own statements to itself, also when it hands on or sends again what others lack."""
 
     _withheld: dict[bytes, frozenset[PeerId]] = field(default_factory=dict, init=False, repr=False)
+    _withheld_in: int = field(default=-1, init=False, repr=False)  # the round of what is withheld
 
     def withhold(self, message: Message, shown: Iterable[PeerId] = ()) -> None:
-        """Keep a statement from everybody but `shown`."""
-        self._withheld = {message.data: frozenset(shown)}
+        """Keep a statement from everybody but `shown`, until one of another round is withheld."""
+        if self._withheld_in != message.statement.round:
+            self._withheld_in, self._withheld = message.statement.round, {}
+        self._withheld[message.data] = frozenset(shown)
 
     def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
         """What an honest peer does, without what is withheld."""
@@ -108,6 +113,49 @@ class AbortLink(Withholding):
             self.withhold(message)
         else:
             desk.broadcast(message)
+
+
+@dataclass
+class AbortDraw(Withholding):
+    """Waits for everybody else's link, and opens its own unless the next validators are friends only without it.
+
+    One of the coalition waits, the others have opened theirs: it alone has seen both draws.
+    """
+
+    name = "abort_draw"
+    _held: tuple[Message, Round] | None = field(default=None, init=False, repr=False)
+
+    def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
+        """Send a statement; the link only when all others are here."""
+        present = self.coalition & round.expected_links if isinstance(message.body, Reveal) else frozenset()
+        if self.attacks(round.round) and round.me == min(present, default=None):
+            self._held = message, round
+            self.withhold(message)
+        else:
+            desk.broadcast(message)
+
+    def effects(self, effects: list[Effect], round: int, now: int) -> list[Effect]:
+        """What an honest peer does, and the held link if opening it is better than an absent seat."""
+        said = super().effects(effects, round, now)
+        if self._held is None:
+            return said
+        message, of = self._held
+        assert isinstance(message.body, Reveal)
+        links = {p: m.body.link for p, m in of.statements.links.items() if isinstance(m.body, Reveal) and p != of.me}
+        if len(links) < len(of.expected_links) - 1 and of.block is None:
+            return said
+        self._held = None
+        friends_anyway = self._draws_friends({**links, of.me: message.body.link}, of)
+        if not friends_anyway and self._draws_friends(links, of):
+            return said
+        self._withheld.clear()
+        return [*said, Send(encode_packet(Envelopes((message.data,))))]
+
+    def _draws_friends(self, links: dict[PeerId, bytes], round: Round) -> bool:
+        """Whether r[t] of these links draws validators of the coalition alone."""
+        randomness = table_randomness(round.state.randomness[1], round.round, links)
+        drawn = draw_roles(round.roster, randomness, round.round + 1, round.state.genesis.numel).validators
+        return bool(drawn) and self.coalition.issuperset(drawn)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from btrain.adversary import Adversary, adversary_names, get_adversary
+from btrain.adversary import Adversary, adversary_names, first_round, get_adversary
 from btrain.bench.chain import Chain, Schedule, detection
 
 MEMBERS: Final = 16
@@ -39,15 +39,27 @@ GRADIENT_ATTACKS: Final = (
 )  # fmt: skip
 WHEN: Final = {"from round 50": "from=50", "1 round in 10": "from=50,every=10", "from round 1": "from=1"}
 VARIANTS: Final = (
-    *(f"equivocate:kind={kind}" for kind in ("result", "reveal", "vote", "final", "missing", "accusation", "charge")),
-    *(f"equivocate:kind={kind}" for kind in ("quit", "lock", "proposal")),
+    *(f"equivocate:kind={kind}" for kind in ("result", "reveal", "table", "dispute", "approval", "vote", "final")),
+    *(f"equivocate:kind={kind}" for kind in ("missing", "accusation", "charge", "quit", "lock", "proposal")),
     "bad_proposal:kind=void",
     "bad_proposal:kind=two",
     "false_accuse:charge=true",
+    "custody_loss:everything=true",
+    "forged_history:kind=junk",
+    "withhold_part:aggregators=1",
+    "sign_flip:from=40",
+    "sign_flip:every=5",
+    "wrong_reduce:every=4,on=2",
     "alie+rubber_stamp",
     "sign_flip+abort_link",
-    "sign_flip:every=5",
+    "sign_flip+abort_draw",
+    "sign_flip+sybil_join",
+    "sign_flip+lie",
+    "label_flip+custody_loss",
+    "wrong_reduce+equivocate:kind=table",
+    "nan+freeze:from=6",
 )
+QUIET_ROUNDS: Final = 14  # of matches that no ban ends
 PLAIN: Final = ("centered_clip", "mean")
 UNDETECTED: Final = "just_inside_tolerance"
 UNDETECTED_SEEDS: Final = 2  # it bisects against the audit itself: each run takes minutes
@@ -55,7 +67,10 @@ UNDETECTED_SEEDS: Final = 2  # it bisects against the audit itself: each run tak
 
 @dataclass(frozen=True)
 class Match:
-    """One run of the whole protocol. Attacks begin in round 3: by then deadlines follow what is measured."""
+    """One run of the whole protocol. Attacks begin in round 3: by then deadlines follow what is measured.
+
+    attack: empty for honest peers alone, which others are compared with.
+    """
 
     attack: str
     members: int
@@ -84,14 +99,15 @@ def play_match(match: Match) -> dict[str, Any]:
     sweep = "true" if match.sweep else "false"
     config = loads(template("digits"), overrides=["batch_size=32", f"verification.sweep={sweep}"], peers=match.members)
     scenario = stage(
-        config, peers=match.members, byzantine=match.byzantine, attacks=[match.attack], rounds=match.rounds,
-        attack_from=3, seed=match.seed, stop_when_banned=True,
+        config, peers=match.members, byzantine=match.byzantine, attacks=[match.attack] if match.attack else [],
+        rounds=match.rounds, attack_from=3, seed=match.seed, stop_when_banned=True, signatures="counted",
     )  # fmt: skip
     scenario.run()
     scenario.world.check()
     report: Report = scenario.report()
     attackers = [row for row in report.peers if row.attack is not None]
     banned = [row for row in attackers if row.status == "banned"]
+    blocks, _ = scenario.ledger()
     return {
         "first": report.rounds_to_first_ban,
         "last": report.rounds_to_all_banned,
@@ -102,6 +118,10 @@ def play_match(match: Match) -> dict[str, Any]:
         "forks": 0 if report.digests_equal else 1,
         "rounds": report.rounds,
         "honest_peer_rounds": report.rounds * (match.members - match.byzantine),
+        "seconds": scenario.world.heap.now / 1e6,
+        "bytes": report.bytes_sent_per_parameter,
+        "void_parts": sum(len(block.void_parts) for block in blocks),
+        "loss": report.final.loss,
     }
 
 
@@ -169,23 +189,26 @@ def chain_rows(runs: int) -> list[dict[str, Any]]:
 
 
 def matches(names: Sequence[str], seeds: int) -> list[Match]:
-    """Among 8 members every attack; among 16 that which stands for all that only audits find."""
-    found = []
-    for name in names:
-        behaviour = get_adversary(name)
-        rounds = 60 if isinstance(behaviour, Adversary) and behaviour.outcome == "banned" else 16
-        found += [Match(name, 8, 3, seed, rounds) for seed in range(1 if name in VARIANTS else 2)]
+    """Every attack by 7 and by 3 of 16, once; several times that which stands for all that only audits find."""
+    found = [Match("", MEMBERS, 0, 0, QUIET_ROUNDS)]
+    for byzantine in reversed(BYZANTINE):
+        found += [Match(name, MEMBERS, byzantine, 0, _rounds_of(name)) for name in names]
     for byzantine in BYZANTINE:
-        found += [Match("sign_flip", MEMBERS, byzantine, seed) for seed in range(seeds)]
+        found += [Match("sign_flip", MEMBERS, byzantine, seed) for seed in range(1, seeds)]
     found += [Match("sign_flip", MEMBERS, 7, seed, 120, sweep=False) for seed in range(seeds)]
     return sorted(found, key=_urgency)
 
 
+def _rounds_of(name: str) -> int:
+    behaviour = get_adversary(name)
+    if not (isinstance(behaviour, Adversary) and behaviour.outcome == "banned"):
+        return QUIET_ROUNDS
+    return 100 if first_round(name, 3) > 3 else 60
+
+
 def _urgency(match: Match) -> int:
     """What the page needs most is played first."""
-    return (
-        (match.attack in VARIANTS) + (match.byzantine == BYZANTINE[0] and match.members > 8) * 2 + (not match.sweep) * 3
-    )
+    return (match.byzantine == BYZANTINE[0]) * 2 + (match.seed > 0) + (not match.sweep) * 3
 
 
 def cells(seeds: int, rounds: int) -> list[Any]:
@@ -255,21 +278,26 @@ def loss_rows(results: dict[str, dict[str, Any]], seeds: int, rounds: int) -> di
 
 def protocol_rows(results: dict[str, dict[str, Any]], wanted: Iterable[Match]) -> list[dict[str, Any]]:
     """One row for each attack and group, over its seeds."""
-    groups: dict[tuple[str, int, int, bool], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int, bool], list[tuple[Match, dict[str, Any]]]] = {}
     for match in wanted:
-        key = (match.attack, match.members, match.byzantine, match.sweep)
-        groups.setdefault(key, []).append(results[job_of("protocol", match).key])
-    return [
-        {
-            "attack": attack, "members": members, "byzantine": byzantine, "sweep": sweep,
+        key = match.attack, match.byzantine, match.sweep
+        groups.setdefault(key, []).append((match, results[job_of("protocol", match).key]))
+    quiet = next((runs[0][1] for (attack, _, _), runs in groups.items() if not attack), None)
+    rows = []
+    for (attack, byzantine, sweep), played in groups.items():
+        runs = [run for _, run in played]
+        longest = runs[0]["rounds"] == QUIET_ROUNDS and quiet is not None
+        rows.append({
+            "attack": attack, "byzantine": byzantine, "sweep": sweep,
             "first": [run["first"] for run in runs], "last": [run["last"] for run in runs],
             "banned": [run["banned"] for run in runs], "absent": [run["absent"] for run in runs],
             "deeds": sorted({deed for run in runs for deed in run["deeds"]}),
             "false_bans": sum(run["false_bans"] for run in runs), "forks": sum(run["forks"] for run in runs),
             "honest_peer_rounds": sum(run["honest_peer_rounds"] for run in runs),
-        }
-        for (attack, members, byzantine, sweep), runs in groups.items()
-    ]  # fmt: skip
+            "void_parts": runs[0]["void_parts"],
+            **{of: runs[0][of] / quiet[of] if longest and quiet else None for of in ("seconds", "bytes", "loss")},
+        })  # fmt: skip
+    return rows
 
 
 def document(options: argparse.Namespace) -> dict[str, Any]:

@@ -115,8 +115,9 @@ class Checking:
                 self._tables.setdefault(message.statement.index, message)
         elif isinstance(body, Dispute):
             self._take_dispute(message)
-        elif isinstance(body, Approval) and not self.desk.equivocated(message):
-            self._approvals.setdefault(message.sender, message.statement.ctx)
+        elif isinstance(body, Approval):
+            if not self.desk.equivocated(message):
+                self._approvals.setdefault(message.sender, message.statement.ctx)
             if self._approved():
                 self.round.recheck(BLOCK, now)
             return

@@ -38,17 +38,23 @@ class Scene:
     def honest(self) -> Tensor:
         return torch.stack([self.gradient(self.seed(peer)) for peer in self.workers[:4]])
 
-    def round(self, number: int = 9, me: int = -1) -> Any:
+    def round(self, number: int = 9, me: int = -1, attempt: int = 0) -> Any:
         charter = SimpleNamespace(tolerance=1e-4)
         state = SimpleNamespace(run=RUN, seed_randomness=RANDOMNESS, round=number, charter=charter, head=b"h" * 32)
         roles = SimpleNamespace(
             workers=self.workers,
             layout=self.layout,
             aggregator=lambda part, attempt: self.workers[part],
-            owned=lambda peer: None,
+            owned=lambda peer: self.workers.index(peer) if peer in self.coalition else None,
+            validators=self.workers[me:],
         )
         roster = SimpleNamespace(members=self.workers)
-        return SimpleNamespace(state=state, roles=roles, round=number, me=self.workers[me], roster=roster)
+        engines = [SimpleNamespace(attempt=attempt)] * 3
+        statements = SimpleNamespace(commits={}, bodies={})
+        return SimpleNamespace(
+            state=state, roles=roles, round=number, me=self.workers[me], roster=roster, engines=engines,
+            statements=statements,
+        )  # fmt: skip
 
     def seed(self, peer: PeerId, number: int = 9) -> bytes:
         return batch_seed(RUN, RANDOMNESS, peer, number)

@@ -7,12 +7,12 @@ import pytest
 from btrain.adversary.adversary import Adversary
 from btrain.adversary.signer import BadProposal, DoubleVote, Equivocate
 from btrain.identity import SigningKey
-from btrain.protocol.agreement_messages import Final, Lock, Proposal, Quit, Vote
+from btrain.protocol.agreement_messages import Certificate, Final, Lock, Proposal, Quit, Vote
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import Send
 from btrain.protocol.encoding import ZERO
-from btrain.protocol.messages import Commit, Message, Result, Reveal, Verifier
-from btrain.protocol.packets import Envelopes, decode_packet
+from btrain.protocol.messages import Approval, Commit, Message, Result, Reveal, Table, Verifier
+from btrain.protocol.packets import Envelopes, decode_packet, encode_packet
 
 RUN = b"r" * 32
 COMMIT = Commit((b"l" * 32,), (), (), (), (), (), 5, 0)
@@ -26,7 +26,10 @@ BODIES: dict[str, Any] = {
     "quit": Quit(0, None),
     "lock": Lock(1, None),
     "proposal": Proposal(1, ITEMS, None),
+    "table": Table(b"t" * 32, b"\x01", 1.0, ()),
+    "approval": Approval(),
 }
+CERTIFICATE = Certificate(0, ITEMS, (b"vote",))
 
 
 @pytest.fixture
@@ -61,12 +64,12 @@ def check_two_faces(found: dict[bytes, set[bytes | None]], everybody: set[bytes]
 
 @pytest.mark.parametrize("kind", BODIES)
 def test_an_equivocator_shows_two_statements_of_one_slot(scene: Any, desk: Desk, kind: str) -> None:
-    message, found = spoken(desk, Equivocate(kind=kind), BODIES[kind], scene.round())
+    message, found = spoken(desk, Equivocate(kind=kind), BODIES[kind], scene.round(attempt=1))
     check_two_faces(found, set(scene.workers[:-1]))
     assert message.data in found
 
 
-@pytest.mark.parametrize("kind", ["missing", "accusation", "charge"])
+@pytest.mark.parametrize("kind", ["missing", "charge"])
 def test_what_an_honest_peer_seldom_says_is_said_with_the_commit(scene: Any, desk: Desk, kind: str) -> None:
     attacker = Equivocate(kind=kind, coalition=scene.coalition)
     message, found = spoken(desk, attacker, COMMIT, scene.round())
@@ -75,10 +78,59 @@ def test_what_an_honest_peer_seldom_says_is_said_with_the_commit(scene: Any, des
     assert one.statement.kind == other.statement.kind == kind
 
 
+def test_a_validator_accuses_two_of_the_round_before_in_one_slot(scene: Any, desk: Desk) -> None:
+    attacker = Equivocate(kind="accusation", coalition=scene.coalition)
+    before = scene.round(8)
+    strangers = [Desk(SigningKey.from_seed(bytes([i]) * 32), RUN, Verifier()) for i in range(2)]
+    commits = [d.sign(d.statement(COMMIT, prev=b"p" * 32, round=8)) for d in strangers]
+    before.statements.commits.update({message.sender: message for message in commits})
+    _, found = spoken(desk, attacker, COMMIT, before)
+    assert len(found) == 1
+    desk.signed.clear()
+    message, found = spoken(desk, attacker, COMMIT, scene.round(9))
+    del found[message.data]
+    one, other = check_two_faces(found, set(scene.workers[:-1]))
+    assert {one.body.commit, other.body.commit} == {m.hash for m in commits}  # type: ignore[union-attr]
+
+
+def test_two_disputes_of_one_slot_name_a_table_and_none(scene: Any, desk: Desk) -> None:
+    attacker = Equivocate(kind="dispute", coalition=scene.coalition)
+    round, honest = scene.round(), Desk(SigningKey.from_seed(b"5" * 32), RUN, Verifier())
+    table = honest.sign(honest.statement(BODIES["table"], prev=b"h" * 32, round=9, index=2))
+    round.statements.bodies[table.hash] = table
+    _, found = spoken(desk, attacker, Approval(), round)
+    one, other = check_two_faces(found, set(scene.workers[:-1]))
+    assert one.statement.index == other.statement.index == 2
+    assert table.hash in {one.statement.ctx, other.statement.ctx}
+
+
 @pytest.mark.parametrize("kind", ["quit", "lock", "proposal"])
 def test_for_later_attempts_the_first_must_fail(scene: Any, desk: Desk, kind: str) -> None:
     assert spoken(desk, Equivocate(kind=kind), Vote(0, b"v" * 32), scene.round())[1] == {}
-    assert len(spoken(desk, Equivocate(kind=kind), Vote(1, b"v" * 32), scene.round())[1]) == 1
+    assert spoken(desk, Equivocate(kind=kind), Final(b"v" * 32), scene.round())[1] == {}
+    assert len(spoken(desk, Equivocate(kind=kind), Vote(1, b"v" * 32), scene.round(attempt=1))[1]) == 1
+
+
+def test_who_stalls_tells_nobody_the_certificate_of_attempt_0(scene: Any, desk: Desk) -> None:
+    attacker = BadProposal()
+    message, found = spoken(desk, attacker, Quit(0, CERTIFICATE), scene.round())
+    (data,) = found
+    assert Verifier().open(data, RUN).body == Quit(0, None)
+    packet = encode_packet(Envelopes((message.data,)))
+    assert attacker.effects([Send(packet)], 9, 0) == []
+
+
+def test_a_lone_face_is_shown_to_its_half_alone(scene: Any, desk: Desk) -> None:
+    attacker = Equivocate()
+    message, found = spoken(desk, attacker, COMMIT, scene.round())
+    packet = encode_packet(Envelopes((message.data,)))
+    told = {send.to for peer in scene.workers[:-1] for send in attacker.effects([Send(packet, peer)], 9, 0)}
+    assert told == found[message.data]
+
+
+@pytest.mark.parametrize(("kind", "outcome"), [("commit", "banned"), ("charge", "bounded"), ("lock", "bounded")])
+def test_an_equivocator_declares_what_becomes_of_it(kind: str, outcome: str) -> None:
+    assert Equivocate(kind=kind).outcome == outcome
 
 
 def test_an_equivocator_of_one_kind_is_honest_in_the_others(scene: Any, desk: Desk) -> None:
