@@ -4,6 +4,6 @@ The same class runs in unit tests, in the simulator, in `btrain swarm` and behin
 """
 
 from btrain.adversary.adversary import Adversary
-from btrain.adversary.registry import adversary_names, attack_name, first_round, get_adversary
+from btrain.adversary.registry import adversary_names, adversary_variants, attack_name, first_round, get_adversary
 
-__all__ = ["Adversary", "adversary_names", "attack_name", "first_round", "get_adversary"]
+__all__ = ["Adversary", "adversary_names", "adversary_variants", "attack_name", "first_round", "get_adversary"]

@@ -85,6 +85,16 @@ def adversary_names() -> tuple[str, ...]:
     return (*_BY_NAME, *HONEST)
 
 
+def adversary_variants() -> tuple[str, ...]:
+    """Every attack with every value of those of its options that have few: NAME:key=value."""
+    found = []
+    for name, adversary in _BY_NAME.items():
+        for option in filter(_is_option, dataclasses.fields(adversary)):
+            choices = option.metadata.get("choices", ("true",) if isinstance(option.default, bool) else ())
+            found += [f"{name}:{option.name}={choice}" for choice in choices if choice != option.default]
+    return tuple(found)
+
+
 def adversary_class(name: str) -> type[Adversary] | None:
     """The class of a name, None for an honest peer with a fate."""
     return _BY_NAME.get(name)

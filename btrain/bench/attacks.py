@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from btrain.adversary import Adversary, adversary_names, first_round, get_adversary
 from btrain.bench.chain import Chain, Schedule, detection
+from btrain.bench.scoreboard import QUIET_ROUNDS, page, write
 
 MEMBERS: Final = 16
 BYZANTINE: Final = (3, 7)
@@ -59,7 +60,6 @@ VARIANTS: Final = (
     "wrong_reduce+equivocate:kind=table",
     "nan+freeze:from=6",
 )
-QUIET_ROUNDS: Final = 14  # of matches that no ban ends
 PLAIN: Final = ("centered_clip", "mean")
 UNDETECTED: Final = "just_inside_tolerance"
 UNDETECTED_SEEDS: Final = 2  # it bisects against the audit itself: each run takes minutes
@@ -286,7 +286,7 @@ def protocol_rows(results: dict[str, dict[str, Any]], wanted: Iterable[Match]) -
     rows = []
     for (attack, byzantine, sweep), played in groups.items():
         runs = [run for _, run in played]
-        longest = runs[0]["rounds"] == QUIET_ROUNDS and quiet is not None
+        alike = None if quiet is None or runs[0]["rounds"] != quiet["rounds"] else quiet
         rows.append({
             "attack": attack, "byzantine": byzantine, "sweep": sweep,
             "first": [run["first"] for run in runs], "last": [run["last"] for run in runs],
@@ -295,7 +295,7 @@ def protocol_rows(results: dict[str, dict[str, Any]], wanted: Iterable[Match]) -
             "false_bans": sum(run["false_bans"] for run in runs), "forks": sum(run["forks"] for run in runs),
             "honest_peer_rounds": sum(run["honest_peer_rounds"] for run in runs),
             "void_parts": runs[0]["void_parts"],
-            **{of: runs[0][of] / quiet[of] if longest and quiet else None for of in ("seconds", "bytes", "loss")},
+            **{of: None if alike is None else runs[0][of] / alike[of] for of in ("seconds", "bytes", "loss")},
         })  # fmt: skip
     return rows
 
@@ -352,13 +352,11 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    from btrain.bench import scoreboard
-
     options = arguments().parse_args(words)
     found = document(options)
-    print(json.dumps(plain(found), indent=2) if options.json else scoreboard.page(found))
+    print(json.dumps(plain(found), indent=2) if options.json else page(found))
     if options.write is not None:
-        scoreboard.write(found, options.write)
+        write(found, options.write)
 
 
 if __name__ == "__main__":

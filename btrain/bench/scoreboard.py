@@ -10,6 +10,7 @@ from typing import Any, Final
 from btrain.adversary.registry import HONEST
 
 Row = dict[str, Any]
+QUIET_ROUNDS: Final = 14  # of matches that no ban ends
 
 FOUND_BY: Final = {
     "wrong_gradient": "recomputed by a validator or the sweep, votes of a quorum",
@@ -25,9 +26,14 @@ FOUND_BY: Final = {
 SILENT: Final = "a deadline; the seat is lost for 2^strikes rounds"
 BOUNDS: Final = {
     "just_inside_tolerance": "a coherent shift of at most 1e-3 of its gradient (fp32), see above",
+    "abort_draw": "the seat, for 2^strikes rounds, each time; the audits' targets are drawn in private",
+    "custody_loss": "a quorum that cannot get the bytes takes the seat; audits find all else",
+    "sybil_join": "requests are bounded, places on probation are drawn",
+    "equivocate:kind=charge": "a charge rests on its evidence alone",
+    "equivocate:kind=lock": "a lock rests on its certificate alone; here its votes are withheld too",
     "rubber_stamp": "its audits find nothing: proofs come n / (n - b) times later; barred at the first verdict",
     "lie": "b votes are no quorum; barred at the first verdict",
-    "bad_proposal": "one further attempt, 7 Delta, for each of its proposals",
+    "bad_proposal": "withheld votes: a second attempt of every decision; a further one for each of its proposals",
     "selective_send": "what some hold is handed on",
     "withhold_part": "relays; at worst its own gradient in that part",
     "complaint_flood": "one part more through a relay for each complaint; at worst a pair out of one round's sum",
@@ -88,9 +94,11 @@ of a gradient stays below T, 1e-3 for T = 1e-4 (s: a block's scale, s / rms = 0.
 PROTOCOL: Final = """\
 ## Every attack over the whole protocol
 
-3 of 8 do this from round 3 on, whole protocol, virtual time, one number a seed ("-": nobody, or not everybody, was
-banned; then the second column says what bounds the harm). **False bans: {false_bans}, forks: {forks}**, in
-{honest_peer_rounds} honest peer-rounds of all runs on this page.
+So many of 16 do this from round 3 on, whole protocol, virtual time, one run a number ("-": nobody, or not everybody,
+was banned within {quiet} rounds, of attacks that audits find within 60 or 100). Where nobody was banned the last
+columns say what the attack did in {quiet} rounds, over the same rounds without attackers: how much longer they took,
+how much more an honest peer sent, the held-out loss. **False bans: {false_bans}, forks: {forks}**, in
+{honest_peer_rounds} honest peer-rounds of the runs with attackers on this page.
 """
 BELOW: Final = """\
 Attacks below the protocol (slow_loris: half-open connections, dripping bytes; floods of handshakes, peers that read
@@ -126,10 +134,10 @@ def chain_section(found: Row) -> list[str]:
         CHAIN.format(runs=found["chain"][0]["runs"]),
         table(["attackers", "they attack", "sweep", "first ban", "last ban"], rows),
     ]
-    large = [row for row in found.get("protocol", []) if row["members"] > 8]
-    if large:
-        seen = [[*_group(row, "always"), _rounds(row["first"]), _rounds(row["last"])] for row in large]
-        lines += [CONFIRMED, table(["attackers", "they attack", "sweep", "first ban", "last ban"], seen)]
+    seen = [row for row in found.get("protocol", []) if row["attack"] == "sign_flip"]
+    if seen:
+        shown = [[*_group(row, "always"), _rounds(row["first"]), _rounds(row["last"])] for row in seen]
+        lines += [CONFIRMED, table(["attackers", "they attack", "sweep", "first ban", "last ban"], shown)]
     return lines
 
 
@@ -188,19 +196,38 @@ def share(row: Row, split: str) -> str:
 
 def protocol_section(rows: Sequence[Row]) -> list[str]:
     """Every name, and what it met."""
+    rows = [row for row in rows if row["attack"]]
     total = {what: sum(row[what] for row in rows) for what in ("false_bans", "forks", "honest_peer_rounds")}
-    shown = [
-        [row["attack"], met(row), _rounds(row["first"]), _rounds(row["last"])] for row in rows if row["members"] == 8
-    ]
-    columns = ["attack", "found by, or bounded by", "first ban", "last ban"]
-    return [PROTOCOL.format(**total), table(columns, shown), BELOW]
+    by_attack: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        if row["sweep"]:
+            by_attack.setdefault(row["attack"], {})[row["byzantine"]] = row
+    shown = []
+    for attack, groups in by_attack.items():
+        most = groups[max(groups)]
+        bans = [bans_of(groups[byzantine]) if byzantine in groups else "" for byzantine in (7, 3)]
+        shown.append([attack, met(most), *bans, *harm(most)])
+    columns = ["attack", "found by, or bounded by", "7 of 16: first, last ban", "3 of 16", "time", "sent", "loss"]
+    return [PROTOCOL.format(quiet=QUIET_ROUNDS, **total), table(columns, shown), BELOW]
+
+
+def bans_of(row: Row) -> str:
+    """Rounds to the first and to the last ban in the run of the first seed."""
+    return f"{_rounds(row['first'][:1])}, {_rounds(row['last'][:1])}"
+
+
+def harm(row: Row) -> list[str]:
+    """What a row without bans cost over the same rounds without attackers."""
+    if any(row["banned"]):
+        return ["", "", ""]
+    return ["" if row[of] is None else f"{row[of]:.2f}" for of in ("seconds", "bytes", "loss")]
 
 
 def met(row: Row) -> str:
     """What became of the attackers."""
     if row["deeds"]:
         return "; ".join(FOUND_BY.get(deed, deed.replace("_", " ")) for deed in row["deeds"])
-    name = row["attack"].partition(":")[0]
+    name = row["attack"] if row["attack"] in BOUNDS else row["attack"].partition(":")[0]
     if any(row["absent"]) and name not in BOUNDS:
         return SILENT
     return BOUNDS.get(name, "no harm in these runs")

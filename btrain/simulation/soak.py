@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from btrain.adversary import get_adversary
-from btrain.adversary.registry import HONEST, adversary_names
+from btrain.adversary import adversary_names, adversary_variants, get_adversary
+from btrain.adversary.registry import HONEST
 from btrain.aggregation import get_rule
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.ledger import Charter
@@ -27,8 +27,9 @@ from btrain.simulation.world import World
 SECOND = 1_000_000
 DELTA_US = 500_000
 ROUND_US = 170_000  # what a calm round takes
-PATIENCE_US = 600 * SECOND  # all rounds are made within this time of the end of the faults
-ATTACKS = tuple(name for name in adversary_names() if name not in HONEST)
+PATIENCE_US = 60 * SECOND  # for each round, once the faults are over: b that vote for nothing take 50 Delta a round
+ATTACKS = (*(name for name in adversary_names() if name not in HONEST), *adversary_variants())
+SCHEDULES = ("", "every=2", "every=5,on=2", "from=9", "from=4,every=3")
 KINDS = ("crash", "crash", "freeze", "cut", "clog", "deaf", "mute")
 
 
@@ -73,12 +74,21 @@ def draw_case(seed: int, sizes: tuple[int, ...] = (4, 4, 5, 5, 6, 7, 8)) -> Case
     peers = dice.choice(sizes)
     faulty_max = byzantine_limit(peers, validators_max(peers, 1))
     byzantine = dice.randint(0, faulty_max)
-    attacks = tuple(dice.choice(ATTACKS) for _ in range(byzantine))
+    attacks = tuple(draw_attack(dice) for _ in range(byzantine))
     calm = dice.random() < 0.1
     rounds = dice.randint(8, 40)
     span_us = int(rounds * ROUND_US * dice.uniform(0.5, 1.5))
     faults = Faults() if calm else draw_faults(dice, peers, byzantine, faulty_max, span_us)
     return Case(seed, peers, rounds, dice.choice((300, 1500, 2100)), attacks, dice.randint(0, 6), faults)
+
+
+def draw_attack(dice: random.Random) -> str:
+    """One attack, or two that one attacker makes, some of them in strikes or late."""
+    parts = []
+    for name in dice.sample(ATTACKS, 2 if dice.random() < 0.3 else 1):
+        schedule = dice.choice(SCHEDULES) if dice.random() < 0.3 else ""
+        parts.append(name + (f"{',' if ':' in name else ':'}{schedule}" if schedule else ""))
+    return "+".join(parts)
 
 
 def draw_faults(dice: random.Random, peers: int, byzantine: int, faulty_max: int, span_us: int) -> Faults:
@@ -148,7 +158,7 @@ def play(case: Case, signatures: Signatures = "real", look: Callable[[World], No
         RemoteProtocolError: a ledger does not verify.
     """
     world = set_up(case, signatures)
-    deadline_us = case.faults.end_us + PATIENCE_US
+    deadline_us = case.faults.end_us + case.rounds * PATIENCE_US
     while not _over(world, case) and world.heap.now < deadline_us:
         world.heap.run(world.heap.now + DELTA_US)
         world.check()

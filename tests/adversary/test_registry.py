@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from btrain.adversary import Adversary, adversary_names, attack_name, get_adversary
+from btrain.adversary import Adversary, adversary_names, adversary_variants, attack_name, get_adversary
 from btrain.adversary.numeric import NanScale
 from btrain.adversary.registry import adversary_class
 from btrain.adversary.signer import Equivocate
@@ -19,6 +19,7 @@ NEEDED = {
     "abort_link", "garbage", "flood", "replay", "double_vote", "lie", "drop_contributor", "oversize", "bad_proposal",
     "kill", "broken_link", "state_poison", "forged_history", "lie_table", "collude_table", "wrong_tau",
     "directed_rounding", "just_inside_sketch", "deny_row", "withhold_table", "false_dispute",
+    "abort_draw", "sybil_join", "accuse_flood", "custody_loss", "complaint_flood", "slow_drip", "flap",
 }  # fmt: skip
 
 
@@ -97,6 +98,14 @@ def test_attack_name_drops_the_options() -> None:
 def test_a_peer_with_a_fate_is_honest(fate: str) -> None:
     assert type(get_adversary(fate)) is Behaviour
     assert adversary_class(fate) is None
+
+
+def test_variants_are_all_values_of_options_that_have_few() -> None:
+    variants = adversary_variants()
+    assert {"equivocate:kind=table", "bad_proposal:kind=void", "false_accuse:charge=true"} <= set(variants)
+    assert "equivocate:kind=commit" not in variants, "the default is the name alone"
+    for variant in variants:
+        assert isinstance(get_adversary(variant), Adversary)
 
 
 def test_an_attack_keeps_its_schedule() -> None:

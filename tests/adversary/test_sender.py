@@ -6,6 +6,7 @@ import pytest
 
 from btrain.adversary.adversary import Adversary
 from btrain.adversary.sender import (
+    AbortDraw,
     AbortLink,
     EdgeLate,
     Flood,
@@ -144,3 +145,22 @@ def test_replay_sends_old_packets_again_to_everybody(scene: Any) -> None:
     assert attacker.effects([first], 1, 0) == [first]
     assert attacker.effects([Send(b"second")], 2, 0) == [Send(b"second"), Send(b"first")]
     assert attacker.effects([Send(b"third")], 2, 0) == [Send(b"third")]
+
+
+def test_a_link_is_held_until_both_draws_are_known(scene: Any, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    friends = {frozenset({b"x" * 32}): True}
+    me = desk.me
+    attacker = AbortDraw(coalition=frozenset({me, b"z" * 32}))
+    monkeypatch.setattr(attacker, "_draws_friends", lambda links, round: friends.get(frozenset(links), False))
+    round = scene.round()
+    round.me, round.expected_links, round.block = me, {me, b"x" * 32}, None
+    round.statements.links = {}
+    message, effects = spoken(desk, attacker, Reveal(b"k" * 32), round)
+    assert effects == []
+    other = Desk(SigningKey.from_seed(b"5" * 32), RUN, Verifier())
+    round.statements.links[b"x" * 32] = signed(other, Reveal(b"l" * 32))
+    assert attacker.effects([], 9, 0) == []
+    assert attacker.effects([Send(encode_packet(Envelopes((message.data,))))], 9, 0) == []
+    friends.clear()
+    _, effects = spoken(desk, attacker, Reveal(b"k" * 32), round)
+    assert shown(effects) == {message.data: {None}}

@@ -26,7 +26,8 @@ def short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(result: dict[str, Any]) -> dict[str, Any]:
     return {"first": 2, "last": 4, "banned": 3, "deeds": ["wrong_gradient"], "absent": 0, "false_bans": 0, "forks": 0,
-            "rounds": 9, "honest_peer_rounds": 45} | result  # fmt: skip
+            "rounds": 9, "honest_peer_rounds": 45, "seconds": 3.0, "bytes": 2.0, "void_parts": 0,
+            "loss": 0.5} | result  # fmt: skip
 
 
 def test_the_chain_alone_is_one_json_document(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,13 +82,13 @@ def test_losses_are_compared_with_the_same_rule_and_with_the_aims() -> None:
 
 
 def test_the_page_names_what_found_each_attack(tmp_path: Path) -> None:
-    wanted = [m for m in matches(["alie", "freeze", "lie", "kill"], 2) if m.members == 8 or m.sweep]
+    wanted = matches(["alie", "sign_flip", "freeze", "lie", "kill"], 2)
     results = {job_of("protocol", match).key: run({}) for match in wanted}
+    silent = run({"first": None, "last": None, "banned": 0, "deeds": [], "rounds": 14})
     for match in wanted:
-        if match.attack != "alie" and match.members == 8:
-            absent = 2 if match.attack in ("freeze", "kill") else 0
-            silent = run({"first": None, "last": None, "banned": 0, "deeds": [], "absent": absent})
-            results[job_of("protocol", match).key] = silent
+        if match.attack in ("", "freeze", "lie", "kill"):
+            absent, seconds = (2, 9.0) if match.attack in ("freeze", "kill") else (0, 3.0)
+            results[job_of("protocol", match).key] = silent | {"absent": absent, "seconds": seconds}
     found = {
         "members": 16,
         "chain": attacks.chain_rows(10),
@@ -96,8 +97,8 @@ def test_the_page_names_what_found_each_attack(tmp_path: Path) -> None:
     }
     scoreboard.write(found, tmp_path / "board.md")
     text = (tmp_path / "board.md").read_text()
-    assert "| alie | recomputed by a validator or the sweep, votes of a quorum | 2, 2 | 4, 4 |" in text
-    assert f"| freeze | {scoreboard.SILENT} | -, - | -, - |" in text
+    assert "| alie | recomputed by a validator or the sweep, votes of a quorum | 2, 4 | 2, 4 |  |  |  |" in text
+    assert f"| freeze | {scoreboard.SILENT} | -, - | -, - | 3.00 | 1.00 | 1.00 |" in text
     assert "| lie | b votes are no quorum" in text and "| kill | an honest peer" in text
     assert "**False bans: 0, forks: 0**" in text
     assert "| 7 of 16 | always | on | 2, 2 | 4, 4 |" in text

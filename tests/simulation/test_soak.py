@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from btrain.adversary import adversary_names, attack_name
+from btrain.adversary.registry import HONEST
 from btrain.simulation.faults import Outage
 from btrain.simulation.soak import Case, draw_case, play
 
@@ -30,7 +32,11 @@ def test_the_seeds_draw_every_kind_of_fault_and_attack() -> None:
     cases = [draw_case(seed) for seed in range(600)]
     kinds = {outage.kind for case in cases for outage in case.faults.outages}
     assert kinds == {"crash", "freeze", "cut", "clog", "deaf", "mute"}
-    assert len({attack for case in cases for attack in case.attacks}) > 20
+    attacks = {attack for case in cases for attack in case.attacks}
+    names = {name for attack in attacks for name in attack_name(attack).split("+")}
+    assert names == set(adversary_names()) - set(HONEST)
+    assert any("+" in attack for attack in attacks) and any("every=" in attack for attack in attacks)
+    assert {"equivocate:kind=table", "bad_proposal:kind=two"} <= attacks
     assert any(case.faults.gone for case in cases)
     assert any(case.faults.readers for case in cases)
     assert any(case.faults.clocks for case in cases)
