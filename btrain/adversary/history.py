@@ -11,7 +11,7 @@ from btrain.adversary.adversary import Adversary
 from btrain.protocol.effects import Effect, Send
 from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.ledger import open_block
-from btrain.protocol.packets import BLOCKS_MAX, Blocks, CertifiedBlock, decode_packet, encode_packet
+from btrain.protocol.packets import BLOCKS_MAX, PACKET_BYTES_MAX, Blocks, CertifiedBlock, decode_packet, encode_packet
 from btrain.protocol.pieces import CutState, cut
 
 _BLOCKS_TAG = encode_packet(Blocks(()))[1:3]
@@ -68,7 +68,8 @@ class ForgedHistory(Adversary):
         return [self._forged(e) if isinstance(e, Send) and self.attacks(round) else e for e in effects]
 
     def _forged(self, send: Send) -> Send:
-        if send.packet[1:3] != _BLOCKS_TAG or send.to in self.coalition:
+        too_long = len(send.packet) > PACKET_BYTES_MAX  # made by another part of a mixture
+        if send.packet[1:3] != _BLOCKS_TAG or send.to in self.coalition or too_long:
             return send
         packet = decode_packet(send.packet)
         assert isinstance(packet, Blocks)

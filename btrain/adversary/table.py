@@ -132,13 +132,17 @@ class DenyRow(Adversary):
 
 @dataclass
 class WithholdTable(Withholding):
-    """Never publishes a Table: its part cannot be checked, so it does not count."""
+    """Never publishes a Table: its part cannot be checked, so it does not count. Or it never approves one.
+
+    kind: table or approval.
+    """
 
     name = "withhold_table"
+    kind: str = field(default="table", metadata={"choices": ("table", "approval")})
 
     def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
-        """Send a statement unless it is a Table."""
-        if self.attacks(round.round) and isinstance(message.body, Table):
+        """Send a statement unless it is of the kind."""
+        if self.attacks(round.round) and message.statement.kind == self.kind:
             self.withhold(message)
         else:
             desk.broadcast(message)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from btrain.adversary.adversary import GUILTY, INNOCENT, Adversary
+from btrain.adversary.numeric import HUGE
 from btrain.kernels import QuantizedBlocks, dequantize_blockwise, quantize_blockwise
 from btrain.protocol.audit import GradientCheck
 from btrain.protocol.effects import PutBlob
@@ -114,7 +115,9 @@ class CustodyLoss(Adversary):
         for part, data in enumerate(parts):
             if self.everything or round.roles.aggregator(part, 0) in self.coalition:
                 blocks = QuantizedBlocks.from_bytes(data, layout.part_numel(part))
-                forged[part] = quantize_blockwise(-self.scale * dequantize_blockwise(blocks)).to_bytes()
+                forged[part] = quantize_blockwise(
+                    (-self.scale * dequantize_blockwise(blocks)).clamp(-HUGE, HUGE)
+                ).to_bytes()
                 self._lost.add(digest(forged[part]))
         return forged
 

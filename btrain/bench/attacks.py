@@ -48,6 +48,7 @@ VARIANTS: Final = (
     "custody_loss:everything=true",
     "forged_history:kind=junk",
     "withhold_part:aggregators=1",
+    "withhold_table:kind=approval",
     "sign_flip:from=40",
     "sign_flip:every=5",
     "wrong_reduce:every=4,on=2",

@@ -38,6 +38,7 @@ BOUNDS: Final = {
     "withhold_part": "relays; at worst its own gradient in that part",
     "complaint_flood": "one part more through a relay for each complaint; at worst a pair out of one round's sum",
     "just_inside_sketch": "about the rounding error of the parts that it reduces, until one of them is audited",
+    "withhold_table:kind=approval": "Tables mature without approvals: 3 Delta a round",
     "withhold_table": "its part does not count in that round",
     "slow_drip": "each step waits for less than Delta; it costs no seat",
     "garbage": "its connection is closed",

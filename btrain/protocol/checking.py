@@ -3,7 +3,8 @@
 A part counts only with a Table that everybody found sound and no contributor disputed. Which ones those are is decided
 in `block`, from statements and nothing else, so that no bytes are waited for. A Table counts at once when all
 contributors approve; else, beyond attempt 0, when it was handed on 2 Delta ago: by then whoever has a wrong row has
-said so.
+said so. Where approvals do not come within Delta the Tables are handed on at once, so that one contributor that keeps
+its approval to itself costs 3 Delta and not a second attempt.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 DISPUTES_MAX = 8  # of one member in a round that are looked at: as many as forge its rows at once and more
 LINKS_DELTAS = 2  # after the results all honest links are here
 MATURE_DELTAS = 2  # handed on, and back with a dispute
+APPROVAL_DELTAS = 1  # what approvals may take before Tables mature without them
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ class Checking:
         self._fitting: set[bytes] = set()  # Tables whose links are here and fit, so that their numbers are read
         self._own_row: dict[bytes, bool] = {}  # whether the own row of a Table is right, or there is none to be
         self._disputes: dict[str, Message] = {}
-        self._approvals: dict[PeerId, bytes] = {}
+        self._approvals: dict[PeerId, Message] = {}
         self._matured: set[bytes] = set()
         self._timely: dict[bytes, set[str]] = {}  # Table -> disputes that were here before it was mature
         self._jobs: set[str] = set()
         self._links_due = False
+        self._unapproved = False  # approvals are overdue
 
     # --- inputs ---
 
@@ -92,6 +95,7 @@ class Checking:
             if entry.aggregator == self.round.me:
                 self._unmade.add(entry.part)
         self.round.set_timer("tables", now + LINKS_DELTAS * self.round.clock.delta_us)
+        self.round.set_timer("approvals", now + APPROVAL_DELTAS * self.round.clock.delta_us)
         early, self._early = self._early, {}
         for message in early.values():
             if self.desk.equivocated(message):
@@ -117,7 +121,7 @@ class Checking:
             self._take_dispute(message)
         elif isinstance(body, Approval):
             if not self.desk.equivocated(message):
-                self._approvals.setdefault(message.sender, message.statement.ctx)
+                self._approvals.setdefault(message.sender, message)
             if self._approved():
                 self.round.recheck(BLOCK, now)
             return
@@ -147,9 +151,32 @@ class Checking:
         if name == "tables":
             self._links_due = True
             self.advance(now)
+        elif name == "approvals":
+            self._await_no_approvals(now)
         else:
             self._matured.add(bytes.fromhex(name.partition(":")[2]))
             self.round.recheck(BLOCK, now)
+
+    def _await_no_approvals(self, now: int) -> None:
+        """Somebody does not approve: have the Tables mature, those that still come too.
+
+        Approvals of other Tables are shown to all: who approves different ones to different members is found out.
+        """
+        if self._approved() or self.round.block is not None:
+            return
+        self._unapproved = True
+        digest = self._digest()
+        self.round.statements.send([m.data for m in self._approvals.values() if m.statement.ctx != digest], None)
+        for message in self._tables.values():
+            if message.hash in self.judgements:
+                self.round.statements.send([message.data], None)
+                self._handed_on(message.hash, now)
+        self.advance(now)
+
+    @property
+    def _hands_on(self) -> bool:
+        """Whether what is known shall be known to all, since somebody may not have been heard."""
+        return self._unapproved or self.round.leaving(BLOCK)
 
     def work_done(self, job: str, key: str, result: object, now: int) -> None:
         """The result of a job."""
@@ -305,7 +332,7 @@ class Checking:
                             verdict=judgement.verdict, reason=judgement.reason, alarm=judgement.alarm)  # fmt: skip
         if self._tables.get(part) is message and not self.desk.equivocated(message):
             self.round.hold(BLOCK, table_key(part, judgement.verdict), message.hash, now)
-            if self.round.leaving(BLOCK):
+            if self._hands_on:
                 self.round.statements.send([message.data], None)
                 self._handed_on(message.hash, now)
         else:
@@ -352,7 +379,7 @@ class Checking:
             if table.hash not in self._matured:
                 self._timely.setdefault(table.hash, set()).add(key)
             self.round.hold(BLOCK, key, message.hash, now)
-            if self.round.leaving(BLOCK) and key not in self._jobs:
+            if self._hands_on and key not in self._jobs:
                 self._jobs.add(key)
                 self.round.statements.send([message.data], None)
 
@@ -377,17 +404,18 @@ class Checking:
         digest, contribution = self._digest(), self.round.contribution
         if digest is None or contribution is None:
             return False
-        return all(self._approvals.get(worker) == digest for worker in contribution.workers)
+        approvals = (self._approvals.get(worker) for worker in contribution.workers)
+        return all(approval is not None and approval.statement.ctx == digest for approval in approvals)
 
     # --- what the decision asks ---
 
     def complete(self, held: Items) -> bool:
-        """Whether every part has its judged Table and all contributors approve."""
+        """Whether every part has its judged Table, and all contributors approve or had their time to dispute."""
         if not self.round.decided_results:
             return True
-        if not self._active or not self._approved():
+        if not self._active or sum(key.startswith("table:") for key in held) < len(self._entries):
             return False
-        return sum(key.startswith("table:") for key in held) == len(self._entries)
+        return self._approved() or all(message.hash in self._matured for message in self._tables.values())
 
     def acceptable(self, items: BlockItems, attempt: int) -> bool:
         """Whether every Table was judged so here and is mature, with the disputes that were here before it was."""

@@ -259,7 +259,7 @@ class Round(Deciding):
             self._fetch_results(now)
         elif name == "bodies":
             self._check_decided(now)
-        elif name == "tables" or name.startswith("mature:"):
+        elif name in ("tables", "approvals") or name.startswith("mature:"):
             self.checking.timer(name, now)
         elif name[:1].isdigit():
             index, _, rest = name.partition(":")

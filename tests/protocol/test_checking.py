@@ -167,6 +167,15 @@ def test_a_withheld_table_costs_the_part_and_the_seat(run: Run) -> None:
     assert run.bans(world) == {}
 
 
+@pytest.mark.parametrize("members", [(1,), (1, 4)])
+def test_who_approves_nothing_costs_three_delta_and_no_further_attempt(run: Run, members: tuple[int, ...]) -> None:
+    calm = run.to_the_end(run.world(5, 6, seed=1, numel=NUMEL)).heap.now
+    world = attacked(run, "withhold_table:kind=approval", members)
+    run.to_the_end(world)
+    assert not any(block.void_parts or block.absences or block.disputes for block in blocks_of(world))
+    assert world.heap.now < calm + 6 * 200_000 + 4 * 3.5 * world.charter.message_us
+
+
 def test_a_false_dispute_voids_parts_once_and_costs_the_seat_for_ever(run: Run) -> None:
     world = attacked(run, "false_dispute")
     run.to_the_end(world)
@@ -191,7 +200,7 @@ def test_two_statements_for_one_slot_of_this_phase_are_evidence(run: Run, kind: 
 def test_of_two_tables_for_one_part_neither_counts(run: Run) -> None:
     world = run.world(5, 6, seed=4, numel=NUMEL, byzantine={1: TwoFaced("table")})
     run.to_the_end(world)
-    two_faced = blocks_of(world)[2]
+    two_faced = next(block for block in blocks_of(world)[2:] if own_parts(world, block))
     (part,) = own_parts(world, two_faced)
     assert part not in {entry.part for entry in two_faced.tables}
     assert part in two_faced.void_parts
