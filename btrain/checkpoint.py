@@ -88,6 +88,17 @@ def checkpoint_paths(directory: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
+def drop_checkpoints(directory: Path, first: int) -> None:
+    """Remove the checkpoints of round `first` and later ones: another chain stands. Raises StorageError."""
+    try:
+        for path in checkpoint_paths(directory):
+            if path.name >= f"round-{first:08d}":
+                _hide(path)
+        _remove_leftovers(directory)
+    except OSError as error:
+        raise storage_error(directory, "be cleared", error) from error
+
+
 def latest_checkpoint(directory: Path) -> Checkpoint | None:
     """The newest checkpoint, verified, or None if there is none. Raises DamagedCheckpoint, StorageError."""
     paths = checkpoint_paths(directory)

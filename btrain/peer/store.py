@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
-from btrain.checkpoint import DamagedCheckpoint, checkpoint_paths, load_checkpoint, save_checkpoint
+from btrain.checkpoint import DamagedCheckpoint, checkpoint_paths, drop_checkpoints, load_checkpoint, save_checkpoint
 from btrain.identity import peer_id_text
 from btrain.peer.initial import InitialState
 from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, RollBack, SaveEvidence
 from btrain.protocol.errors import RemoteProtocolError
+from btrain.protocol.forks import FORK_ROUNDS_MAX
 from btrain.protocol.ledger import (
     CertifiedState,
     Charter,
@@ -184,13 +185,14 @@ class Store:
         directory.ledger.append(append.block, msgspec.msgpack.encode(append.certificate))
         self._journal = [entry for entry in self._journal if entry.round > append.round]
         directory.journal.begin(append.round + 1, self._journal)
-        directory.signed.prune(append.round - charter.custody_rounds)
+        directory.signed.prune(append.round - 1 - max(charter.custody_rounds, FORK_ROUNDS_MAX))
         directory.custody.drop_before(append.keep_from)
 
     def _roll_back(self, round: int) -> None:
         self.directory.ledger.roll_back(round)
         self._journal = []
         self.directory.journal.begin(round)
+        drop_checkpoints(self.directory.checkpoints, round)
 
     def _save(self, effect: SaveEvidence) -> dict[str, Any]:
         accused = effect.accused

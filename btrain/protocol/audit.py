@@ -80,6 +80,11 @@ class Check:
     waiting: set[bytes] = field(default_factory=set, init=False)
     blobs: dict[bytes, bytes] = field(default_factory=dict, init=False)
 
+    @property
+    def round(self) -> int:
+        """The round of what is checked."""
+        raise NotImplementedError
+
     def blob(self, hash: bytes, data: bytes | None) -> list[Effect]:
         """A blob that a FetchBlob asked for; None when nobody has it."""
         if hash not in self.waiting:
@@ -119,6 +124,11 @@ class GradientCheck(Check):
     x: bytes = field(default=b"", init=False)  # parameters of that round, float32, for the evidence
     _measuring: int = field(default=0, init=False)  # how many parts are being measured
     illegal: bytes | None = field(default=None, init=False)  # a trainee's part that is no legal encoding
+
+    @property
+    def round(self) -> int:
+        """The round of the gradient."""
+        return self.roles.round
 
     @property
     def on_trial(self) -> bool:
@@ -211,6 +221,11 @@ class PartCheck(Check):
     leaves: dict[PeerId, bytes]  # the contributors' leaf of this part
     sources: tuple[PeerId, ...]
     rule: Rule
+
+    @property
+    def round(self) -> int:
+        """The round of the reduction."""
+        return self.result.statement.round
 
     def start(self) -> list[Effect]:
         """Fetch the part of every contributor from whoever keeps it."""

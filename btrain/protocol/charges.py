@@ -14,6 +14,7 @@ from btrain.protocol.effects import FetchBlob, PutBlob, SaveEvidence, Work
 from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.errors import InconsistentMessage, InvalidEvidence, RemoteProtocolError
 from btrain.protocol.evidence import Finding, bundle, named_deed, open_evidence, verify_evidence
+from btrain.protocol.forks import FORK_ROUNDS_MAX
 from btrain.protocol.ledger import LedgerState
 from btrain.protocol.messages import LISTED_MAX, Charge, Message
 
@@ -37,6 +38,7 @@ class Charges:
     behaviour: Behaviour
     state: LedgerState  # of the open round, in whose slots charges are signed
     standing: dict[PeerId, Charge] = field(default_factory=dict)  # by accused: one proof is enough
+    _settled: dict[PeerId, tuple[int, Charge]] = field(default_factory=dict)  # whom a block has banned, and which
     _evidence: dict[bytes, list[Message]] = field(default_factory=dict)  # evidence on its way -> charges resting on it
     _heard: dict[PeerId, int] = field(default_factory=dict)  # charges looked at in this round
     _untold: list[Charge] = field(default_factory=list)  # own charges that found no slot in their round
@@ -49,11 +51,22 @@ class Charges:
     def stand_at(self, state: LedgerState) -> None:
         """The ledger has moved on: drop charges of who is gone, tell what found no slot."""
         self.state = state
-        self.standing = {accused: c for accused, c in self.standing.items() if state.answers(accused)}
+        settled = {accused: (state.round, c) for accused, c in self.standing.items() if not state.answers(accused)}
+        self._settled = {
+            accused: (at, c) for accused, (at, c) in self._settled.items() if at >= state.round - FORK_ROUNDS_MAX
+        } | settled
+        self.standing = {accused: c for accused, c in self.standing.items() if accused not in settled}
         self._heard.clear()
         untold, self._untold = self._untold, []
         for charge in untold:
             self._tell(charge)
+
+    def undo(self, round: int) -> None:
+        """Blocks from `round` on do not stand any more. What proves itself does, and may be news on the other chain."""
+        again = {accused: charge for accused, (at, charge) in self._settled.items() if at > round}
+        self._settled = {accused: settled for accused, settled in self._settled.items() if accused not in again}
+        self.standing = again | self.standing
+        self._untold = list(self.standing.values())
 
     def charge(self, deed: str, accused: PeerId, round: int, statements: list[Message], blobs: list[bytes]) -> None:
         """Charge a member on evidence that proves itself: save it, tell everybody, list it in the next Commit."""

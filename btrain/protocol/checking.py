@@ -508,4 +508,4 @@ class Checking:
     def _work(self, job: str, run: Callable[[], object]) -> None:
         if job not in self._jobs:
             self._jobs.add(job)
-            self.desk.emit(Work(f"round:{self.round.round}:{job}", run))
+            self.desk.emit(Work(f"round:{self.round.label}:{job}", run))

@@ -216,6 +216,8 @@ class Chronicle:
         decided = self.uncertified[block.round]
         if decided.block is None or decided.certificate is not None:
             return
+        if decided.block.hash != block.hash and block.round > min(self.uncertified):
+            return  # the ledger lacks the block before as well: that comes first
         if decided.block.hash == block.hash:
             check_certificate(block, certified.certificate, decided.state, self.desk.verifier)
             decided.certificate = certified.certificate
@@ -267,7 +269,9 @@ class Chronicle:
 
     def _roll_back(self, round: int) -> None:
         self.state = self.history.undo(round)
+        self.forks.undo(round)
         self._blocks = {at: block for at, block in self._blocks.items() if at < round}
+        self._fresh = [block for block in self._fresh if block.round < round]
         self.uncertified = {at: open for at, open in self.uncertified.items() if at < round}
-        self.rolled_back = round
+        self.rolled_back = round if self.rolled_back is None else min(round, self.rolled_back)
         self.desk.emit(RollBack(round))

@@ -150,13 +150,16 @@ class Court:
         self.docket.forget(lambda of: self._is_kept(of, round), self._open_cases())
         if record.checked is not None:
             for part in parts_to_check(record.checked, record.block, self.desk.me, set(self.charges.standing)):
-                self._begin_table_check(f"court:table:{round}:{part}", record, record.checked, part)
+                self._begin_table_check(record, record.checked, part)
 
     def undo(self, round: int) -> None:
         """Blocks from `round` on do not stand any more. What proves itself is kept."""
         self.records = {at: record for at, record in self.records.items() if at < round}
         self.verdicts = {case: verdict for case, verdict in self.verdicts.items() if case[2] < round}
         self._suspects = []
+        self._sought = {key: who for key, who in self._sought.items() if key[1] < round}
+        self._reduced = {place for place in self._reduced if place[0] < round}
+        self.docket.undo(round)
 
     def audit(self, round: int) -> None:
         """The duty of a validator of `round`: one worker and one part of the round before, drawn in private."""
@@ -212,8 +215,8 @@ class Court:
     def _gradient_check(self, record: Record, worker: PeerId) -> GradientCheck:
         round = record.roles.round
         seed = batch_seed(self.desk.run, record.seed_randomness, worker, round)
-        token = f"court:gradient:{round}:{worker.hex()}"
         commit = record.contribution.commits[worker]
+        token = f"court:gradient:{round}:{commit.hash.hex()}"
         return GradientCheck(token, commit, record.roles, seed, self.state.charter.tolerance)
 
     def _reduce_again(self, record: Record, part: int, *, urgent: bool = False) -> None:
@@ -222,14 +225,15 @@ class Court:
         if result.sender == self.desk.me or place in self._reduced:
             return
         self._reduced.add(place)
-        token = f"court:part:{record.roles.round}:{part}"
+        token = f"court:part:{record.roles.round}:{result.hash.hex()}"
         numel, leaves = record.roles.layout.part_numel(part), record.leaves_of(part)
         check = PartCheck(token, part, numel, result, leaves, (result.sender,), self.state.charter.rule)
         self.docket.add(check, urgent=urgent)
 
-    def _begin_table_check(self, token: str, record: Record, checked: Checked, part: int) -> None:
+    def _begin_table_check(self, record: Record, checked: Checked, part: int) -> None:
         """Reduce a part again whose Table is disputed or does not fit."""
         result = record.results[part]
+        token = f"court:table:{record.roles.round}:{checked.tables[part].hash.hex()}"
         numel, leaves = record.roles.layout.part_numel(part), record.leaves_of(part)
         check = TableCheck(
             token, part, numel, result, leaves, (result.sender,), self.state.charter.rule,

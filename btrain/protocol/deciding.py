@@ -69,6 +69,11 @@ class Deciding:
         """This member."""
         return self.desk.me
 
+    @property
+    def label(self) -> str:
+        """Names this round in timers and jobs; a round of the same number on another chain has another."""
+        return f"{self.round}@{self.state.head.hex()[:16]}"
+
     def _entered(self, now: int) -> None:
         """A further attempt has begun."""
         raise NotImplementedError
@@ -152,7 +157,7 @@ class Deciding:
                 case engine_effects.SetTimer(name, at_us):
                     self.set_timer(f"{index}:{name}", at_us)
                 case engine_effects.CancelTimer(name):
-                    self.desk.emit(CancelTimer(f"round:{self.round}:{index}:{name}"))
+                    self.desk.emit(CancelTimer(f"round:{self.label}:{index}:{name}"))
                 case engine_effects.Entered():
                     self._entered(now)
                 case engine_effects.Decided(items):
@@ -205,7 +210,7 @@ class Deciding:
 
     def set_timer(self, name: str, at_us: int) -> None:
         """Have `timer(name)` called."""
-        self.desk.emit(SetTimer(f"round:{self.round}:{name}", at_us))
+        self.desk.emit(SetTimer(f"round:{self.label}:{name}", at_us))
 
     def _on_engine(self, message: Message, body: EnginePayload, now: int) -> None:
         index = message.statement.index

@@ -14,6 +14,7 @@ from btrain.protocol.agreement_messages import Final, Lock, Proposal, Quit, Vote
 from btrain.protocol.effects import Effect, Event, PersistSigned, Send
 from btrain.protocol.encoding import ZERO, PeerId, encode
 from btrain.protocol.errors import ForeignMessage
+from btrain.protocol.forks import FORK_ROUNDS_MAX
 from btrain.protocol.messages import (
     Accusation,
     Approval,
@@ -79,6 +80,7 @@ class Desk:
     # (round, prev, index) -> digests that ballots of attempt 0 name: bounded as the ballots are
     _ballots: dict[tuple[int, bytes, int], set[bytes]] = field(default_factory=dict)
     _seen: dict[PeerId, _Record] = field(default_factory=dict)  # bounded: only members' and trainees' are noticed
+    _over: dict[int, dict[bytes, bytes]] = field(default_factory=dict)  # round -> slot -> what was signed in it
 
     @property
     def me(self) -> PeerId:
@@ -184,9 +186,18 @@ class Desk:
             except ForeignMessage:
                 continue
 
+    def undo(self, round: int) -> None:
+        """Rounds from `round` on come again: some slots of theirs may have been signed in, and none is signed anew."""
+        for at in [at for at in self._over if at >= round]:
+            self.restore(self._over.pop(at))
+
     def forget(self, before_round: int) -> None:
-        """Drop the envelopes of rounds that are over."""
-        self.signed = {k: m for k, m in self.signed.items() if m.statement.round >= before_round}
+        """Drop what was signed in rounds that are over; the own envelopes stay as long as a fork can be healed."""
+        over = {k: m for k, m in self.signed.items() if m.statement.round < before_round}
+        for slot, message in over.items():
+            self._over.setdefault(message.statement.round, {})[slot] = message.data
+        self._over = {at: own for at, own in self._over.items() if at >= before_round - FORK_ROUNDS_MAX}
+        self.signed = {k: m for k, m in self.signed.items() if k not in over}
         for record in self._seen.values():
             record.forget(before_round)
         self._seen = {peer: record for peer, record in self._seen.items() if record.slots}

@@ -58,10 +58,9 @@ class Docket:
         """The oracle's answer."""
         check = self.running.get(token)
         if isinstance(check, GradientCheck):
-            round = check.roles.round
-            if x is not None and round not in self._x:
-                self._x[round] = x.numpy().tobytes()
-            self.desk.emit(*check.recomputed(gradient, self._x[round] if x is not None else None))
+            if x is not None and check.round not in self._x:
+                self._x[check.round] = x.numpy().tobytes()
+            self.desk.emit(*check.recomputed(gradient, self._x[check.round] if x is not None else None))
             self._after(check)
 
     def work_done(self, token: str, result: object) -> None:
@@ -82,7 +81,7 @@ class Docket:
             return
         if isinstance(check, GradientCheck):
             check.gradient = None
-            self.findings[check.commit.sender, check.roles.round] = check
+            self.findings[check.commit.sender, check.round] = check
         self.concluded(check)
         self._next()
 
@@ -103,3 +102,12 @@ class Docket:
                 check.blobs, check.x = {}, b""
         needed = {round for _, round in accused} | {round for _, round in self.doubts}
         self._x = {round: x for round, x in self._x.items() if round in needed}
+
+    def undo(self, round: int) -> None:
+        """Blocks from `round` on do not stand any more: neither do the checks of what was done then; x[round] does."""
+        self.running = {token: check for token, check in self.running.items() if check.round < round}
+        self.waiting = deque(check for check in self.waiting if check.round < round)
+        self.findings = {question: check for question, check in self.findings.items() if check.round < round}
+        self.doubts = {question: doubt for question, doubt in self.doubts.items() if doubt.check.round < round}
+        self._x = {at: x for at, x in self._x.items() if at <= round}
+        self._next()

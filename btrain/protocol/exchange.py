@@ -37,6 +37,7 @@ class Exchange:
     """Parts in, results out. Illegal bytes under a valid signature are left for the member to charge."""
 
     roles: Roles
+    label: str  # the round's
     rule: Rule
     desk: Desk
     blobs: Blobs
@@ -130,7 +131,7 @@ class Exchange:
             self.keep(leaf, data)
             if open_part(data, numel) is None:
                 self.illegal.append(("illegal_encoding", contribution.commits[worker], data))
-        token = f"round:{self.roles.round}:reduce:{part}:{attempt}:{contribution.ctx.hex()}"
+        token = f"round:{self.label}:reduce:{part}:{attempt}:{contribution.ctx.hex()}"
         self.desk.emit(Work(token, partial(reduce_committed, tuple(inputs.items()), numel, rule)))
 
     def publish(self, reduced: ReducedPart, members: Iterable[PeerId]) -> bytes:

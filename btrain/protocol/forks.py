@@ -95,6 +95,10 @@ class Forks:
     def _opened(self, certified: CertifiedBlock, state: LedgerState) -> list[Message]:
         return [self.verifier.open(final, state.run) for final in certified.certificate]
 
+    def undo(self, round: int) -> None:
+        """Blocks from `round` on do not stand any more: what follows them is no height of this chain."""
+        self.heights = {at: height for at, height in self.heights.items() if at <= round}
+
     def forget(self, round: int) -> None:
         """Drop what lies too far back."""
         oldest = round - FORK_ROUNDS_MAX
@@ -137,4 +141,5 @@ class History:
         """Return to the state before block `round`."""
         state = self._states[round]
         self._states = {at: known for at, known in self._states.items() if at <= round}
+        self._complete = False  # those that lay too far back before the later blocks went
         return state

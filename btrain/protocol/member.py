@@ -227,10 +227,10 @@ class Member:
         """A timer that was set is due."""
         scope, _, rest = name.partition(":")
         if scope == "round":
-            number, _, inner = rest.partition(":")
-            target = self._round_of(int(number))
-            if target is not None:
-                target.timer(inner, now)
+            label, _, inner = rest.partition(":")
+            for target in self._open_rounds:
+                if target.label == label:
+                    target.timer(inner, now)
         elif scope == "where":
             self._on_where_timer(now)
         return self._done(now)
@@ -251,8 +251,8 @@ class Member:
         """The result of a job."""
         scope, _, rest = token.partition(":")
         if scope == "round":
-            number, _, inner = rest.partition(":")
-            if self.round is not None and self.round.round == int(number):
+            label, _, inner = rest.partition(":")
+            if self.round is not None and self.round.label == label:
                 self.round.work_done(inner, result, now)
         elif scope == "trial":
             self.trials.work_done(token, result)
@@ -264,7 +264,7 @@ class Member:
 
     def applied(self, round: int, state: CutState | None, now: int) -> list[Effect]:
         """The parameters are x[round + 1]; `state` is there if it was due."""
-        if state is not None:
+        if state is not None and not self.replay.undone:
             self.condition.own(round + 1, self.behaviour.state(state, round + 1))
             self._look_at_states()
         self.replay.applied(round + 1)
@@ -408,6 +408,11 @@ class Member:
         elif target is None and message.sender == sender and not _has_block(message):
             head = message.statement.prev
             self.chronicle.answer(sender, Where(message.statement.round, head), self.round, now)
+
+    @property
+    def _open_rounds(self) -> list[Round]:
+        """Those that lack their certificate, and the open one."""
+        return [*self.chronicle.uncertified.values(), *([self.round] if self.round is not None else [])]
 
     def _round_of(self, number: int) -> Round | None:
         if self.round is not None and self.round.round == number:
@@ -632,7 +637,14 @@ class Member:
         """Blocks from `round` on do not stand any more."""
         self._abandon_round()
         self._snapshots.clear()
+        self._future.clear()
+        self._listeners.clear()
+        self._unheard = frozenset()
+        self.desk.undo(round)
+        self.seats.undo(round)
+        self.charges.undo(round)
         self.court.undo(round)
+        self.trials.undo(round)
         self.condition.undo(round)
         self.replay.undo(round)
         self.desk.event("rolled_back", round=round)

@@ -61,7 +61,7 @@ class Round(Deciding):
     ) -> None:
         super().__init__(state, post, started_us, snapshots, trusted_from_us)
         self.chain, self.side_items = post.chain, post.side_items
-        self.exchange = Exchange(self.roles, state.charter.rule, post.desk, post.blobs)
+        self.exchange = Exchange(self.roles, self.label, state.charter.rule, post.desk, post.blobs)
         self.relays = Relays(
             state, self.roles, post.desk, self.exchange, self.statements, post.routes, self._set_relay_timer
         )
@@ -112,7 +112,7 @@ class Round(Deciding):
             self._commit([], now)
             return
         layout = self.roles.layout
-        self.desk.emit(Work(f"round:{self.round}:encode", lambda: encode_gradient(gradient, layout)))
+        self.desk.emit(Work(f"round:{self.label}:encode", lambda: encode_gradient(gradient, layout)))
 
     def _commit_statement(self, parts: list[bytes]) -> Statement:
         leaves = tuple(digest(part) for part in parts)

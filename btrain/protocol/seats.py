@@ -182,6 +182,11 @@ class Seats:
         """A member says farewell."""
         self._departures[peer] = round + ASKED_ROUNDS
 
+    def undo(self, round: int) -> None:
+        """Blocks from `round` on do not stand any more. Seats are asked for anew in every round; a farewell comes once."""
+        self._requests.clear()
+        self._departures = {peer: min(until, round + ASKED_ROUNDS) for peer, until in self._departures.items()}
+
     def forget(self, state: LedgerState) -> None:
         """Drop what is over: requests that were granted or have grown old, addresses of nobody."""
         roster, round = state.roster, state.round

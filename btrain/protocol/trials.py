@@ -121,6 +121,14 @@ class Trials:
         self._baseless = {peer: count for peer, count in self._baseless.items() if state.roster.seat(peer)}
         self.docket.forget(lambda round: round >= first, self.judgements.keys())
 
+    def undo(self, round: int) -> None:
+        """Blocks from `round` on do not stand any more: neither do trials after them, nor who was drawn to audit."""
+        self._held = {of: trials for of, trials in self._held.items() if of <= round}
+        self._sessions = {of: session for of, session in self._sessions.items() if of < round}
+        self._objectors = {case: by for case, by in self._objectors.items() if case[1] < round}
+        self.judgements = {case: vote for case, vote in self.judgements.items() if case[1] < round}
+        self.docket.undo(round)
+
     def audit(self) -> None:
         """Recompute the trials of the round before for which r has drawn this member: beside its own work."""
         session = self._sessions.get(self.state.round - 1)
@@ -132,12 +140,13 @@ class Trials:
 
     def _check(self, session: Session, trial: Message, objector: PeerId | None) -> None:
         case = trial.sender, session.roles.round
-        if objector is not None and case in self._objectors:
-            self._objectors[case].append(objector)
+        objectors = [] if objector is None else [objector]
+        if case in self._objectors:
+            self._objectors[case] += objectors
             return
-        self._objectors[case] = [] if objector is None else [objector]
+        self._objectors[case] = objectors
         seed = batch_seed(self.desk.run, session.seed_randomness, *case)
-        token = f"trial:{session.roles.round}:{trial.sender.hex()}"
+        token = f"trial:{session.roles.round}:{trial.hash.hex()}"
         self.docket.add(GradientCheck(token, trial, session.roles, seed, self.state.charter.tolerance), urgent=True)
 
     # --- objections ---

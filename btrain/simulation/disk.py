@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, RollBack, SaveEvidence
 from btrain.protocol.encoding import PeerId
+from btrain.protocol.forks import FORK_ROUNDS_MAX
 from btrain.protocol.ledger import open_block
 from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import assemble
@@ -101,5 +102,7 @@ class Disk:
         if before_round % PRUNED_EVERY:
             return
         self.blobs = {hash: kept for hash, kept in self.blobs.items() if kept[0] >= blobs_before_round}
-        self.signed = {slot: kept for slot, kept in self.signed.items() if kept[0] >= before_round}
+        self.signed = {
+            slot: kept for slot, kept in self.signed.items() if kept[0] >= len(self.blocks) - 2 - FORK_ROUNDS_MAX
+        }
         self.journal = [entry for entry in self.journal if entry[0] >= before_round]

@@ -1,0 +1,150 @@
+"""Returning to the common block: what a member signed and proved on the chain that fell, and what it must forget."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from btrain.checkpoint import checkpoint_paths, drop_checkpoints
+from btrain.identity import SigningKey
+from btrain.peer.store import Store
+from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.charges import Charges
+from btrain.protocol.desk import Desk
+from btrain.protocol.effects import AppendBlock, Effect, FetchBlob, PersistSigned, Recompute, RollBack, Work
+from btrain.protocol.encoding import sha256
+from btrain.protocol.forks import FORK_ROUNDS_MAX
+from btrain.protocol.ledger import LedgerState
+from btrain.protocol.messages import Accusation, Charge, Message, Trial, Verifier
+from btrain.protocol.probation import Probation, Trainee
+from btrain.protocol.seats import ASKED_ROUNDS, Membership, Seats
+from btrain.protocol.trials import Session, Trials
+from btrain.protocol.verdicts import UNSURE
+from btrain.storage.run_directory import RunDirectory
+from tests.protocol.test_ledger import PEERS, decided, start, statement
+
+Run = Any  # the fixture of conftest.py
+RUN = sha256(b"run")
+KEY = SigningKey.from_seed(bytes([3]) * 32)
+
+
+def desk() -> Desk:
+    return Desk(KEY, RUN, Verifier())
+
+
+def accusation(desk: Desk, round: int, of: int) -> Any:
+    """Signed in a slot of the round, whatever the chain."""
+    return desk.sign(desk.statement(Accusation(PEERS[0], of, bytes(32)), prev=RUN, round=round))
+
+
+def test_no_slot_is_signed_anew_however_many_rounds_come_again() -> None:
+    mine = desk()
+    for round in range(FORK_ROUNDS_MAX + 1):
+        accusation(mine, round, round)
+        mine.forget(round - 1)
+    mine.undo(1)
+    for round in range(1, FORK_ROUNDS_MAX + 1):
+        assert accusation(mine, round, 999).body.round == round
+
+
+def test_what_was_signed_before_any_fork_that_can_be_healed_is_forgotten() -> None:
+    mine = desk()
+    for round in range(3 * FORK_ROUNDS_MAX):
+        accusation(mine, round, round)
+        mine.forget(round - 1)
+    assert len(mine._over) <= FORK_ROUNDS_MAX + 1
+
+
+def test_a_charge_goes_on_when_the_block_that_banned_has_fallen(run: Run) -> None:
+    """Its accused holds a seat again, and the members of the other chain may not have heard of it."""
+    state = start(run)
+    charges = Charges(Desk(KEY, state.run, Verifier()), Behaviour(), state)
+    charges.standing[PEERS[1]] = charge = Charge(PEERS[1], 0, "equivocation", bytes(32))
+    banned = advanced(state, {0: {"charges": (charge,)}, 2: {"charges": (charge,)}, 3: {"charges": (charge,)}})
+    charges.stand_at(banned)
+    assert charges.standing == {} and charges.listed(banned) == ()
+    charges.undo(0)
+    other = advanced(state, {})
+    charges.stand_at(other)
+    assert charges.listed(other) == (charge,)
+    assert [message.body for message in charges.desk.signed.values()] == [charge]
+
+
+def advanced(state: LedgerState, commits: dict[int, dict[str, Any]]) -> LedgerState:
+    return state.advance(decided(state, commits))
+
+
+def test_a_farewell_outlasts_the_fork_and_requests_are_made_anew(run: Run) -> None:
+    seats = Seats(desk(), Membership(bytes(32), bytes(32), 0.0, bytes(32)))
+    seats.leaves(PEERS[2], 40)
+    seats.undo(10)
+    assert seats.departures(10 + ASKED_ROUNDS) == (PEERS[2],)
+    assert seats.departures(10 + ASKED_ROUNDS + 1) == ()
+
+
+def probation(run: Run, round: int = 3) -> tuple[Trials, Session, Message]:
+    """A member, the session of a round in which it is the only auditor, and the Trial that was handed in then."""
+    state = replace(start(run), round=round + 1, probation=Probation(4, (Trainee(PEERS[4], (bytes(32), 0), 4, 0),)))
+    mine = desk()
+    trials = Trials(mine, Behaviour(), Charges(mine, Behaviour(), state), state)
+    roles = replace(state.roles(), round=round)
+    trial = statement(state, 4, Trial((bytes(32),) * roles.layout.parts), "trial")
+    session = Session(roles, bytes(32), bytes(32), {PEERS[4]: mine.me}, {PEERS[4]: trial})
+    trials._sessions[round] = session
+    return trials, session, trial
+
+
+def recompute(trials: Trials) -> list[Effect]:
+    """The answers to all that is being recomputed: another gradient."""
+    for effect in trials.desk.take():
+        if isinstance(effect, Recompute):
+            trials.recomputed(effect.token, torch.ones(3000), torch.ones(3000))
+    for effect in trials.desk.take():
+        if isinstance(effect, Work):
+            trials.work_done(effect.token, effect.job())
+    return trials.desk.take()
+
+
+def test_a_trainee_is_not_judged_by_what_it_did_on_the_chain_that_fell(run: Run) -> None:
+    trials, _, _ = probation(run)
+    trials.audit()
+    trials.undo(2)
+    assert recompute(trials) == [] and trials.judgements == {}
+    trials.audit()
+    assert trials.desk.take() == []
+
+
+def test_the_audit_of_a_trial_from_before_the_fork_goes_on(run: Run) -> None:
+    trials, session, trial = probation(run)
+    trials.audit()
+    trials.undo(4)
+    trials.audit()
+    assert [effect.hash for effect in recompute(trials) if isinstance(effect, FetchBlob)]
+    trials.blob(bytes(32), None)
+    assert trials.judgements == {(PEERS[4], 3): UNSURE}
+    trials._check(session, trial, PEERS[1])  # what is over can be asked again
+    recompute(trials)
+    trials.blob(bytes(32), None)
+    assert trials.judgements == {(PEERS[4], 3): UNSURE}
+
+
+def test_the_disk_lets_a_peer_sign_in_every_round_that_can_come_again(run: Run, tmp_path: Path) -> None:
+    state = start(run)
+    with closing(RunDirectory.open(tmp_path, contract=bytes(32), identity=KEY.public_key)) as directory:
+        store = Store(directory, state.charter)
+        for round in range(FORK_ROUNDS_MAX + 1):
+            store.commit([PersistSigned(b"dead %d" % round, round, b"x"), AppendBlock(round, b"block", (), 0)])
+        store.commit([RollBack(1), AppendBlock(1, b"another", (), 0), PersistSigned(b"new 2", 2, b"y")])
+        assert directory.signed.get(b"dead 2") is not None and directory.signed.get(b"new 2") is not None
+
+
+def test_a_checkpoint_of_the_chain_that_fell_goes(tmp_path: Path) -> None:
+    for round in (8, 16, 24):
+        (tmp_path / f"round-{round:08d}").mkdir()
+    drop_checkpoints(tmp_path, 16)
+    assert [path.name for path in checkpoint_paths(tmp_path)] == ["round-00000008"]
+    drop_checkpoints(tmp_path / "nothing yet", 16)
