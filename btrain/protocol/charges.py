@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from btrain.protocol.behaviour import Behaviour
+from btrain.protocol.cheats import CHEATS, ROUNDS_MAX
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import FetchBlob, PutBlob, SaveEvidence, Work
-from btrain.protocol.encoding import PeerId, digest, encode
+from btrain.protocol.encoding import ZERO, PeerId, digest, encode
 from btrain.protocol.errors import InconsistentMessage, InvalidEvidence, RemoteProtocolError
 from btrain.protocol.evidence import Finding, bundle, named_deed, open_evidence, verify_evidence
 from btrain.protocol.forks import FORK_ROUNDS_MAX
@@ -19,6 +20,20 @@ from btrain.protocol.ledger import LedgerState
 from btrain.protocol.messages import LISTED_MAX, Charge, Message
 
 CHARGES_PER_ROUND_MAX = 8  # charges of one member that are looked at in one round
+
+
+Matter = tuple[PeerId, int | None]  # accused, round whose work it spoiled; None: any deed that spoils none
+
+
+def matter_of(charge: Charge) -> Matter:
+    """What one proof is enough of: each round that is spoiled may be swept, the rest only bans."""
+    return charge.accused, charge.round if charge.deed in CHEATS else None
+
+
+def matters(charge: Charge, state: LedgerState) -> bool:
+    """Whether a charge has consequences: its accused can be banned, or a round be swept for it."""
+    swept = charge.deed in CHEATS and state.opens_sweep(charge.accused, charge.round)
+    return state.answers(charge.accused) or swept
 
 
 @dataclass(frozen=True)
@@ -37,25 +52,37 @@ class Charges:
     desk: Desk
     behaviour: Behaviour
     state: LedgerState  # of the open round, in whose slots charges are signed
-    standing: dict[PeerId, Charge] = field(default_factory=dict)  # by accused: one proof is enough
-    _settled: dict[PeerId, tuple[int, Charge]] = field(default_factory=dict)  # whom a block has banned, and which
+    standing: dict[Matter, Charge] = field(default_factory=dict)  # one proof of each matter is enough
+    _settled: dict[Matter, tuple[int, Charge]] = field(default_factory=dict)  # what blocks have settled, and when
     _evidence: dict[bytes, list[Message]] = field(default_factory=dict)  # evidence on its way -> charges resting on it
     _heard: dict[PeerId, int] = field(default_factory=dict)  # charges looked at in this round
     _untold: list[Charge] = field(default_factory=list)  # own charges that found no slot in their round
 
     def listed(self, state: LedgerState) -> tuple[Charge, ...]:
-        """Charges against members and trainees, oldest first."""
-        listed = (c for c in self.standing.values() if state.answers(c.accused))
-        return tuple(c for c in listed if self.behaviour.charges(c.accused, c.deed))[:LISTED_MAX]
+        """Charges that matter, oldest first, but before all others the first against each accused."""
+        listed = [c for c in self.standing.values() if matters(c, state) and self.behaviour.charges(c.accused, c.deed)]
+        firsts = {charge.accused: charge for charge in reversed(listed)}
+        return tuple(sorted(listed, key=lambda charge: firsts[charge.accused] != charge))[:LISTED_MAX]
+
+    @property
+    def accused(self) -> frozenset[PeerId]:
+        """Against whom there is proof."""
+        return frozenset(charge.accused for charge in self.standing.values())
+
+    def _is_news(self, accused: PeerId, deed: str, round: int) -> bool:
+        """Whether proof of this has consequences, and there is none yet."""
+        charge = Charge(accused, round, deed, ZERO)
+        proven = [matter for matter in self.standing if matter[0] == accused]
+        return matters(charge, self.state) and matter_of(charge) not in proven and len(proven) <= ROUNDS_MAX
 
     def stand_at(self, state: LedgerState) -> None:
         """The ledger has moved on: drop charges of who is gone, tell what found no slot."""
         self.state = state
-        settled = {accused: (state.round, c) for accused, c in self.standing.items() if not state.answers(accused)}
+        settled = {matter: (state.round, c) for matter, c in self.standing.items() if not matters(c, state)}
         self._settled = {
-            accused: (at, c) for accused, (at, c) in self._settled.items() if at >= state.round - FORK_ROUNDS_MAX
+            matter: (at, c) for matter, (at, c) in self._settled.items() if at >= state.round - FORK_ROUNDS_MAX
         } | settled
-        self.standing = {accused: c for accused, c in self.standing.items() if accused not in settled}
+        self.standing = {matter: c for matter, c in self.standing.items() if matter not in settled}
         self._heard.clear()
         untold, self._untold = self._untold, []
         for charge in untold:
@@ -63,14 +90,16 @@ class Charges:
 
     def undo(self, round: int) -> None:
         """Blocks from `round` on do not stand any more. What proves itself does, and may be news on the other chain."""
-        again = {accused: charge for accused, (at, charge) in self._settled.items() if at > round}
-        self._settled = {accused: settled for accused, settled in self._settled.items() if accused not in again}
+        again = {matter: charge for matter, (at, charge) in self._settled.items() if at > round}
+        self._settled = {matter: settled for matter, settled in self._settled.items() if matter not in again}
         self.standing = again | self.standing
         self._untold = list(self.standing.values())
 
     def charge(self, deed: str, accused: PeerId, round: int, statements: list[Message], blobs: list[bytes]) -> None:
         """Charge a member on evidence that proves itself: save it, tell everybody, list it in the next Commit."""
-        if accused in self.standing or accused == self.desk.me or not self.behaviour.charges(accused, deed):
+        if accused == self.desk.me or not self.behaviour.charges(accused, deed):
+            return
+        if not self._is_news(accused, deed, round):
             return
         data = bundle(self.state.genesis, accused, round, deed, statements, blobs)
         body = Charge(accused, round, deed, digest(data))
@@ -80,7 +109,7 @@ class Charges:
     def _tell(self, charge: Charge) -> None:
         """Broadcast an own charge, in a later round if this one's slots are used up."""
         index = self._next_index()
-        if charge.accused not in self.standing:
+        if matter_of(charge) not in self.standing:
             return
         if index == CHARGES_PER_ROUND_MAX:
             self._untold.append(charge)
@@ -96,7 +125,7 @@ class Charges:
         return max(used, default=-1) + 1
 
     def _enter(self, charge: Charge, data: bytes) -> None:
-        self.standing[charge.accused] = charge
+        self.standing[matter_of(charge)] = charge
         seen = self.state.round
         self.desk.emit(PutBlob(charge.evidence, data, seen))
         self.desk.emit(SaveEvidence(charge.accused, charge.round, charge.deed, data))
@@ -112,7 +141,7 @@ class Charges:
         if (s.prev, s.attempt) != (self.desk.run, 0) or s.index >= CHARGES_PER_ROUND_MAX:
             raise InconsistentMessage(f"charge of {message.sender.hex()[:8]} outside of its slots")
         known = self.desk.notice(message) == "known"
-        if known or body.accused in self.standing:
+        if known or not self._is_news(body.accused, body.deed, body.round):
             return
         self._heard[message.sender] = self._heard.get(message.sender, 0) + 1
         if self._heard[message.sender] > CHARGES_PER_ROUND_MAX:
@@ -161,7 +190,7 @@ class Charges:
             if finding is not None and (finding.accused, finding.round, finding.deed) == (
                 body.accused, body.round, body.deed,
             ):  # fmt: skip
-                if body.accused not in self.standing:
+                if self._is_news(body.accused, body.deed, body.round):
                     self._enter(body, look.data)
             elif look.deed != "false_charge":  # that a false charge is falsely charged has no proof: it is only noise
                 self.charge("false_charge", message.sender, message.statement.round, [message], [look.data])

@@ -93,7 +93,7 @@ class Court:
         for verdict in sorted(self.verdicts.values(), key=lambda v: (v.round, v.accused, v.accuser)):
             if not self._is_kept(verdict.round, round):
                 continue
-            if not (roster.seat(verdict.accused) and roster.seat(verdict.accuser)):
+            if not (self._matters(verdict.accused, verdict.round) and roster.seat(verdict.accuser)):
                 continue
             matter = verdict.accuser if verdict.vote == INNOCENT else (verdict.vote, question_of(verdict))
             listed.setdefault(matter, verdict)
@@ -122,7 +122,13 @@ class Court:
     def _open_cases(self) -> set[Question]:
         """Gradients that somebody is accused of, and that no block has answered yet."""
         members = self.state.roster.members
-        return {(accused, of) for accuser, accused, of in self.verdicts if accused in members and accuser in members}
+        return {
+            (accused, of) for accuser, accused, of in self.verdicts if accuser in members and self._matters(accused, of)
+        }
+
+    def _matters(self, accused: PeerId, of: int) -> bool:
+        """Whether what somebody did in a round has consequences: it can be banned, or the round be swept for it."""
+        return self.state.roster.seat(accused) is not None or self.state.opens_sweep(accused, of)
 
     def _is_kept(self, of: int, round: int) -> bool:
         """Whether what concerns a round is still kept in `round`: in custody, or while a sweep of it is open."""
@@ -149,7 +155,7 @@ class Court:
         self._hear_commits(record)
         self.docket.forget(lambda of: self._is_kept(of, round), self._open_cases())
         if record.checked is not None:
-            for part in parts_to_check(record.checked, record.block, self.desk.me, set(self.charges.standing)):
+            for part in parts_to_check(record.checked, record.block, self.desk.me, self.charges.accused):
                 self._begin_table_check(record, record.checked, part)
 
     def undo(self, round: int) -> None:
@@ -302,7 +308,7 @@ class Court:
         accused, of = check.commit.sender, check.roles.round
         body, sweep = Accusation(accused, of, check.commit.hash), self._sweep_for(self.desk.me, accused, of, self.round)
         late = sweep is None and self.desk.me not in self._validators_after(of, self.state.roles().validators)
-        if late or not self.state.roster.seat(accused):
+        if late or not self._matters(accused, of):
             return
         prev, index = (self.desk.run, 0) if sweep is None else (sweep.slot, self._place(accused, of))
         message = self.desk.sign(self.desk.statement(body, prev=prev, round=self.round, index=index))
@@ -362,7 +368,7 @@ class Court:
         of, roster = record.roles.round, self.state.roster
         if (accuser, accused, of) in self.verdicts or accused == self.desk.me:
             return  # nobody is asked about himself
-        if not (roster.seat(accuser) and roster.seat(accused)):
+        if not (roster.seat(accuser) and self._matters(accused, of)):
             return  # nothing is left to decide
         if sweep is None and self._targets_of(accuser, of) - {accused}:
             return

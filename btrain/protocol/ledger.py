@@ -34,6 +34,7 @@ from btrain.protocol.blocks import (
     open_block,
     open_genesis,
 )
+from btrain.protocol.cheats import ROUNDS_MAX, Expelled, expelled_after, first_key, opening, proven
 from btrain.protocol.contest import Contest
 from btrain.protocol.encoding import (
     PeerId,
@@ -146,6 +147,7 @@ class LedgerState:
     trajectory: Trajectory
     sweeps: tuple[Sweep, ...] = ()
     contest: Contest | None = None  # states that differ, until one of them is certified
+    expelled: tuple[Expelled, ...] = ()  # members banned while what they did is in custody
 
     @classmethod
     def start(cls, genesis: Genesis, charter: Charter) -> LedgerState:
@@ -232,6 +234,7 @@ class LedgerState:
         )
         roster = with_reproaches(roster, block, self.roles())
         trajectory = self.trajectory.after(block, self.step)
+        sweeps, expelled = self._swept_after(block, roster)
         return replace(
             self,
             round=block.round + 1,
@@ -243,18 +246,33 @@ class LedgerState:
             transfer_ms=block.transfer_ms,
             probation=probation,
             trajectory=trajectory,
-            sweeps=self._sweeps_after(block, roster),
+            sweeps=sweeps,
             contest=contest.after(self.contest, block, trajectory),
+            expelled=expelled,
         )
 
-    def _sweeps_after(self, block: Block, roster: Roster) -> tuple[Sweep, ...]:
+    def _swept_after(self, block: Block, roster: Roster) -> tuple[tuple[Sweep, ...], tuple[Expelled, ...]]:
+        """`sweeps` and `expelled` after a block."""
         charter = self.charter
         if not charter.sweep or not charter.audits_per_round:
-            return ()
+            return (), ()
         members = [ban for ban in block.bans if self.roster.seat(ban.peer)]  # a trainee's work was in no sum
-        return sweeps_after(
-            self.sweeps, self.run, block.round, block.randomness, members, roster, charter.custody_rounds
+        cheats = opening(proven(self.roster.quorum, block.charges, block.verdicts), self.expelled, self.opens_sweep)
+        banned, custody = [ban.peer for ban in members], charter.custody_rounds
+        sweeps = sweeps_after(
+            self.sweeps, self.run, block.round, block.randomness, [*members, *cheats], roster, custody
         )
+        return sweeps, expelled_after(self.expelled, block.round, banned, cheats, custody)
+
+    def opens_sweep(self, accused: PeerId, round: int) -> bool:
+        """Whether proof that `accused` spoiled the work of `round` has it swept; it may have been banned lately."""
+        charter = self.charter
+        if not charter.sweep or not charter.audits_per_round or self.sweep_of(round) is not None:
+            return False
+        of_member = self.roster.seat(accused) is not None or any(
+            entry.peer == accused and len(entry.opened) < ROUNDS_MAX for entry in self.expelled
+        )
+        return of_member and max(1, self.round - charter.custody_rounds) <= round <= self.round
 
     def sweep_of(self, round: int) -> Sweep | None:
         """The sweep of a round, if it is swept."""
@@ -308,7 +326,9 @@ def build_block(
     if state.round == 0:
         void = 1
     charges = _decisive_charges(state, bodies)
-    verdicts = decisive_verdicts(state.roster, {member: body.verdicts for member, body in bodies.items()})
+    verdicts = decisive_verdicts(
+        state.roster, {member: body.verdicts for member, body in bodies.items()}, state.opens_sweep
+    )
     reproaches = listed_reproaches(bodies)
     judgements = decisive_judgements(state.probation.peers, state.roster, bodies)
     bans = _bans(state, charges, verdicts, judgements)
@@ -370,19 +390,23 @@ def _typical(reported_ms: Sequence[int], before: int) -> int:
 def _decisive_charges(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[ListedCharge, ...]:
     """Charges against those whom a quorum charges, one of each member: all that a block needs to name.
 
-    What it is that each of the quorum has verified does not matter: one honest member is among them. Were it counted by
-    deed, who accuses himself of something else before everybody would split the votes.
+    For a ban it does not matter what it is that each of the quorum has verified: one honest member is among them. Were
+    it counted by deed, who accuses himself of something else before everybody would split the votes. A round is swept
+    for what a quorum lists under one key, also of one who was banned for something else.
     """
-    by_accused: dict[PeerId, dict[PeerId, Charge]] = {}
+    by_accused: dict[PeerId, dict[PeerId, list[Charge]]] = {}
     for member, body in bodies.items():
         for charge in body.charges:
-            if state.answers(charge.accused):
-                by_accused.setdefault(charge.accused, {}).setdefault(member, charge)
+            by_accused.setdefault(charge.accused, {}).setdefault(member, []).append(charge)
+    chosen: dict[PeerId, dict[PeerId, Charge]] = {}
+    for accused, listed in by_accused.items():
+        chosen[accused] = first_key(listed, state.roster.quorum, state.opens_sweep)
+        if not chosen[accused] and state.answers(accused) and len(listed) >= state.roster.quorum:
+            chosen[accused] = {member: charges[0] for member, charges in listed.items()}
     return tuple(
         ListedCharge(member, charge)
-        for _, listed in sorted(by_accused.items())
-        if len(listed) >= state.roster.quorum
-        for member, charge in sorted(listed.items())
+        for _, by_member in sorted(chosen.items())
+        for member, charge in sorted(by_member.items())
     )
 
 

@@ -183,7 +183,7 @@ class Seats:
         self._departures[peer] = round + ASKED_ROUNDS
 
     def undo(self, round: int) -> None:
-        """Blocks from `round` on do not stand any more. Seats are asked for anew in every round; a farewell comes once."""
+        """Blocks from `round` on do not stand any more. Seats are asked for anew each round; farewells come once."""
         self._requests.clear()
         self._departures = {peer: min(until, round + ASKED_ROUNDS) for peer, until in self._departures.items()}
 

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from btrain.protocol.blocks import Ban
+from btrain.protocol.cheats import CHEATS, Cheat
 from btrain.protocol.encoding import PeerId, sha256
 from btrain.protocol.randomness import permutation
 from btrain.protocol.roster import Roster
-
-CHEATS = frozenset({"wrong_gradient", "wrong_reduction", "wrong_table", "illegal_encoding", "illegal_result"})
-"""Deeds that spoil what a round computes. Breaches of the agreement's or the courts' rules say nothing of others."""
 
 SWEEP_ROUNDS = 16  # how long it may take: it runs beside training
 
@@ -76,20 +74,19 @@ def sweeps_after(
     run: bytes,
     round: int,
     randomness: bytes,
-    bans: Iterable[Ban],
+    cheats: Iterable[Ban | Cheat],
     roster: Roster,
     custody: int,
 ) -> tuple[Sweep, ...]:
-    """The sweeps that are open or whose round is still in custody, once the block of `round` has banned.
+    """The sweeps that are open or whose round is still in custody, once the block of `round` has proven these cheats.
 
-    A round is swept once: what a sweep proves of its own round opens no other. Every pair of sweeps costs the attackers
-    a seat, so a run has at most two for each ban. roster: as the block leaves it. custody: how old a proven cheat may
-    be.
+    A round is swept once: what a sweep proves of its own round opens no other. Each proven cheat costs the attackers
+    a seat, or has cost it, and opens at most two. roster: as the block leaves it. custody: how old a cheat may be.
     """
     kept = [sweep for sweep in sweeps if round <= max(sweep.closes, sweep.round + custody)]
     known = {sweep.round for sweep in kept}
     recent = range(max(1, round - custody), round + 1)
-    proven = {ban.round for ban in bans if ban.deed in CHEATS and ban.round in recent}
+    proven = {cheat.round for cheat in cheats if cheat.deed in CHEATS and cheat.round in recent}
     fresh = proven - known
     followed = {of + 1 for of in fresh if of < round}
     for of in sorted(fresh | followed - known):

@@ -8,7 +8,7 @@ have each found an accusation of his false, no matter which. Lost is counted by 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from btrain.protocol.blocks import Ban, ListedVerdict
@@ -31,15 +31,19 @@ def question_of(verdict: Verdict) -> Question:
     return verdict.accused, verdict.round
 
 
-def decisive_verdicts(roster: Roster, listed: Mapping[PeerId, Sequence[Verdict]]) -> tuple[ListedVerdict, ...]:
+def decisive_verdicts(
+    roster: Roster, listed: Mapping[PeerId, Sequence[Verdict]], opens: Callable[[PeerId, int], bool]
+) -> tuple[ListedVerdict, ...]:
     """The verdicts that a block needs to name: those that decide something, and those that contradict these.
+
+    opens: whether the proof that somebody sent a wrong gradient in some round has it swept, banned already or not.
 
     One of each member in each matter; matters beyond `VERDICTS_MAX` are left to later blocks, in which the members
     list them again.
     """
     entries = [ListedVerdict(member, verdict) for member in sorted(listed) for verdict in listed[member]]
     chosen: set[ListedVerdict] = set()
-    for matter in _decided(roster, entries):
+    for matter in _decided(roster, entries, opens):
         if chosen and len(chosen | matter) > VERDICTS_MAX:
             break
         chosen |= matter
@@ -51,10 +55,12 @@ def _order(entry: ListedVerdict) -> tuple[object, ...]:
     return verdict.round, verdict.accused, verdict.accuser, entry.member
 
 
-def _decided(roster: Roster, entries: Sequence[ListedVerdict]) -> Iterable[set[ListedVerdict]]:
+def _decided(
+    roster: Roster, entries: Sequence[ListedVerdict], opens: Callable[[PeerId, int], bool]
+) -> Iterable[set[ListedVerdict]]:
     """Every decided matter: a question answered with guilty, then an accuser found false."""
     for question, guilty in sorted(_votes(entries, GUILTY).items(), key=lambda item: (item[0][1], item[0][0])):
-        if len(guilty) >= roster.quorum and roster.seat(question[0]):
+        if len(guilty) >= roster.quorum and (roster.seat(question[0]) or opens(*question)):
             yield {*guilty.values(), *_against(entries, {question}, INNOCENT).values()}
     for accuser, innocent in sorted(_innocent(entries).items()):
         if len(innocent) >= roster.quorum and roster.seat(accuser):

@@ -13,13 +13,14 @@ from btrain.adversary.registry import get_adversary
 from btrain.adversary.validator import CustodyLoss, FalseAccuse
 from btrain.protocol.behaviour import Behaviour, Replay
 from btrain.protocol.blocks import Ban
+from btrain.protocol.cheats import CHEATS
 from btrain.protocol.effects import Effect, Event, Send
 from btrain.protocol.encoding import decode, sha256
 from btrain.protocol.messages import ENVELOPE_BYTES_MAX, Envelope, Statement
 from btrain.protocol.packets import Envelopes, decode_packet
 from btrain.protocol.roster import Roster, Seat
 from btrain.protocol.round import Round
-from btrain.protocol.sweep import CHEATS, SWEEP_ROUNDS, Sweep, sweeps_after
+from btrain.protocol.sweep import SWEEP_ROUNDS, Sweep, sweeps_after
 from btrain.simulation.faults import Faults, Outage, rolling_outages
 from btrain.simulation.world import World
 

@@ -63,7 +63,7 @@ def test_a_charge_goes_on_when_the_block_that_banned_has_fallen(run: Run) -> Non
     """Its accused holds a seat again, and the members of the other chain may not have heard of it."""
     state = start(run)
     charges = Charges(Desk(KEY, state.run, Verifier()), Behaviour(), state)
-    charges.standing[PEERS[1]] = charge = Charge(PEERS[1], 0, "equivocation", bytes(32))
+    charges.standing[PEERS[1], None] = charge = Charge(PEERS[1], 0, "equivocation", bytes(32))
     banned = advanced(state, {0: {"charges": (charge,)}, 2: {"charges": (charge,)}, 3: {"charges": (charge,)}})
     charges.stand_at(banned)
     assert charges.standing == {} and charges.listed(banned) == ()
