@@ -67,7 +67,7 @@ class Checking:
         self._active = False
         self._early: dict[bytes, Message] = {}  # before the results are decided; two of each slot at most
         self._entries: dict[int, ResultEntry] = {}  # the decided results by part
-        self._workers: dict[int, list[PeerId]] = {}  # whose rows the Table of a part has, in member order
+        self._workers: dict[int, tuple[PeerId, ...]] = {}  # whose rows the Table of a part has, in member order
         self._unmade: set[int] = set()  # own parts without a Table
         self._unexamined: dict[bytes, Message] = {}
         self._tables: dict[int, Message] = {}  # the first of the rightful aggregator
@@ -478,11 +478,11 @@ class Checking:
 
     # --- small things ---
 
-    def _contributors(self, entry: ResultEntry) -> list[PeerId]:
+    def _contributors(self, entry: ResultEntry) -> tuple[PeerId, ...]:
         """Whose rows a Table has, in member order."""
         result, contribution = self.round.result_of(entry).body, self.round.contribution
         assert isinstance(result, ResultBody) and contribution is not None
-        return [worker for worker in contribution.workers if worker not in result.without]
+        return contribution.reduced(result.without)
 
     def _reduced(self, entry: ResultEntry) -> QuantizedBlocks:
         return self.round.exchange.opened[entry.part, entry.hash]

@@ -55,8 +55,8 @@ class Record:
         """The committed hashes that the decided Result of `part` was reduced from."""
         body = self.results[part].body
         assert isinstance(body, Result)
-        workers = [worker for worker in self.contribution.workers if worker not in body.without]
-        return {worker: leaf_of(self.contribution.commits[worker], part) for worker in workers}
+        contribution = self.contribution
+        return {worker: leaf_of(contribution.commits[worker], part) for worker in contribution.reduced(body.without)}
 
 
 @dataclass

@@ -168,7 +168,7 @@ def _wrong_reduction(evidence: Evidence, genesis: Genesis, messages: list[Messag
     _require(result.part < parts, "wrong_reduction: there is no such part")
     by_hash = {digest(blob): blob for blob in evidence.blobs}
     inputs: dict[PeerId, bytes] = {}
-    for worker in (peer for peer in contribution.workers if peer not in result.without):
+    for worker in contribution.reduced(result.without):
         commit = contribution.commits[worker].body
         assert isinstance(commit, Commit)
         _require(commit.leaves[result.part] in by_hash, f"wrong_reduction: the part of {worker.hex()[:8]} is missing")
@@ -223,7 +223,7 @@ def _false_dispute(evidence: Evidence, genesis: Genesis, messages: list[Message]
 class _TableCase:
     """A Table with what its rows follow from. parts: the bundle's, by contributor."""
 
-    contributors: list[PeerId]
+    contributors: tuple[PeerId, ...]
     parts: dict[PeerId, bytes]
     numel: int
     reduced: QuantizedBlocks
@@ -241,7 +241,7 @@ class _TableCase:
         digest_ = items_digest("contributors", rest[0].statement.prev, items)
         _require(digest_ == rest[0].statement.ctx, f"{deed}: the commits are not those the result names")
         _require(result.part < parts, f"{deed}: there is no such part")
-        contributors = [worker for worker in contribution.workers if worker not in result.without]
+        contributors = contribution.reduced(result.without)
         blobs = {digest(blob): blob for blob in evidence.blobs}
         _require(result.hash in blobs, f"{deed}: the reduced bytes are missing")
         numel = _layout(genesis, parts).part_numel(result.part)

@@ -123,7 +123,7 @@ class Exchange:
         self.without[key] = without
         inputs: dict[PeerId, bytes] = {}
         numel, rule = self.roles.layout.part_numel(part), self.rule
-        for worker in (peer for peer in contribution.workers if peer not in without):
+        for worker in contribution.reduced(without):
             leaf = leaf_of(contribution.commits[worker], part)
             data = self.blobs.get(leaf)
             assert data is not None, "a reduction starts when every part is here"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median_low
@@ -294,6 +294,10 @@ class Contribution:
     def out(self) -> frozenset[PeerId]:
         """Members that reduce nothing and are not in the sum this round."""
         return parted(self.missing)
+
+    def reduced(self, without: Collection[PeerId]) -> tuple[PeerId, ...]:
+        """The contributors of a Result: those in the sum but whom it leaves out, in member order."""
+        return tuple(worker for worker in self.workers if worker not in without)
 
 
 def parted(complaints: Iterable[Complaint]) -> frozenset[PeerId]:
