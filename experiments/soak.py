@@ -17,9 +17,17 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from itertools import islice
 
+import torch
+
 from btrain.simulation.soak import Case, Outcome, draw_case, play
 
 Finding = tuple[int, Case, Outcome | None, str, float]  # seed, run, outcome, error, CPU seconds
+
+
+def _settle() -> None:
+    """One thread a worker; and nothing that was loaded before is looked through for garbage again and again."""
+    torch.set_num_threads(1)
+    gc.freeze()
 
 
 def one(seed: int) -> Finding:
@@ -39,7 +47,7 @@ def soak(first_seed: int, runs: int | None, seconds: float, workers: int) -> dic
     totals: dict[str, int] = {"runs": 0, "with_faults": 0, "with_attackers": 0, "peer_rounds_with_faults": 0}
     failures: list[str] = []
     cpu_s = 0.0
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=gc.freeze) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_settle) as pool:
         seeds = _seeds(first_seed, runs, started + seconds)
         for seed, case, outcome, error, took_s in _played(pool, seeds, workers):
             faults, attackers = case.has_faults, bool(case.attacks)
