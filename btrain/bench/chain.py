@@ -79,7 +79,9 @@ class Play:
         self._convicted_R = np.zeros(runs, bool)
         nobody = np.zeros_like(self.present_RN)
         self._works = [Work(0, nobody, nobody)] * (VOTE_BLOCKS + 2)  # as old as a proof can be
-        self._due: dict[int, list[tuple[Work | None, Bools]]] = {}  # block -> (round it proves, whom it bans [R, N])
+        # block -> (round it proves, whether that is swept already, whom it bans [R, N])
+        self._due: dict[int, list[tuple[Work, bool, Bools]]] = {}
+        self.banned: list[tuple[int, Bools]] = []  # by the last block: (round that was proven, who [R, N])
 
     @property
     def over(self) -> bool:
@@ -126,19 +128,21 @@ class Play:
             hit_R = acting_R & able_RN.any(1) & before.cheats[rows_R, target_R]
             guilty_RN[rows_R[hit_R], target_R[hit_R]] = True
         if guilty_RN.any():
-            self._due.setdefault(self.number + VOTE_BLOCKS, []).append((before, guilty_RN))
+            self._due.setdefault(self.number + VOTE_BLOCKS, []).append((before, False, guilty_RN))
 
     def _certify(self) -> None:
         """The block: bans that are due, and the sweeps that they open."""
-        for proven, guilty_RN in self._due.pop(self.number, []):
+        self.banned = []
+        for proven, swept, guilty_RN in self._due.pop(self.number, []):
             fresh_RN = guilty_RN & self.present_RN
+            self.banned.append((proven.round, fresh_RN))
             self.present_RN &= ~fresh_RN
             some_R = np.asarray(fresh_RN.any(1))
             self._convicted_R |= some_R
             self.first_R = np.where(some_R & (self.first_R == NEVER), self.number, self.first_R)
-            if proven is not None and self.chain.sweep:
+            if self.chain.sweep and not swept:
                 swept_RN = self._cheats_of(proven.round) & some_R[:, None]
-                self._due.setdefault(self.number + SWEEP_BLOCKS, []).append((None, swept_RN))
+                self._due.setdefault(self.number + SWEEP_BLOCKS, []).append((proven, True, swept_RN))
         gone_R = np.asarray(~(self.present_RN & self.coalition_N).any(1))
         self.last_R = np.where(gone_R & (self.last_R == NEVER), self.number, self.last_R)
 

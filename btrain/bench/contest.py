@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from btrain.adversary import Adversary, get_adversary
 from btrain.aggregation import get_rule, reduce_part
-from btrain.bench.chain import Chain, Play, Schedule
+from btrain.bench.chain import Bools, Chain, Play, Schedule, Work
 from btrain.data import open_source
 from btrain.kernels import BLOCK, NotEncodable, QuantizedBlocks, dequantize_blockwise, quantize_blockwise
 from btrain.models import build_model
@@ -30,6 +30,7 @@ from btrain.protocol.encoding import PeerId
 from btrain.protocol.randomness import batch_seed
 from btrain.protocol.roles import PartLayout
 from btrain.protocol.round import Round
+from btrain.protocol.trajectory import ROLLBACK_ROUNDS_MAX
 from btrain.sampling import batch_indices
 from btrain.training.schedule import Schedule as Decay
 
@@ -41,7 +42,9 @@ TOLERANCE = 1e-4  # of the contract, for attackers that know it
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. `attack`: NAME[:key=value,...], None for an honest run. `verification`: off, audit or sweep."""
+    """One run. `attack`: NAME[:key=value,...], None for an honest run. `verification`: off, audit, sweep or rollback,
+    each with what stands before it.
+    """
 
     attack: str | None = None
     byzantine: int = 0
@@ -114,12 +117,24 @@ class Gradients:
         return hidden, hidden @ weight_KH.T + bias_K
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A round that stands, at its start; `workers`: whose gradients are in its update, bool [N]."""
+
+    round: int
+    step: int
+    x: Tensor  # float32 [D]
+    velocity: Tensor  # float32 [D]
+    workers: Bools
+
+
 @dataclass
 class Contest:
     """A cell being played."""
 
     cell: Cell
     gradients: Gradients = field(init=False)
+    moments: list[Moment] = field(default_factory=list, init=False)  # rounds that may be undone
 
     def __post_init__(self) -> None:
         cell = self.cell
@@ -141,24 +156,41 @@ class Contest:
         for adversary in self.adversaries.values():
             schedule = Schedule(max(1, adversary.attack_from), adversary.every, adversary.on)
         audits = 0.0 if cell.verification == "off" else 1.0
-        return Chain(cell.members, cell.byzantine, schedule, cell.verification == "sweep", audits)
+        return Chain(cell.members, cell.byzantine, schedule, cell.verification in ("sweep", "rollback"), audits)
 
     def train(self) -> Losses:
         """SGD with Nesterov's momentum, the learning rate decaying along a cosine to zero."""
         x_D = self.gradients.start()
         velocity_D = torch.zeros_like(x_D)
         decay = Decay("cosine", steps=self.cell.rounds)
-        for step in range(self.cell.rounds):
-            update_D = self._update(x_D)
+        step = 0
+        while step < self.cell.rounds:
+            work = self.play.step()
+            self.moments.append(Moment(work.round, step, x_D, velocity_D, work.workers[0]))
+            update_D = self._update(x_D, work)
             if update_D is None:
                 return Losses(math.inf, math.inf)
+            restored = self._restored()
+            if restored is not None:
+                x_D, velocity_D, step = restored.x, restored.velocity, restored.step
+                continue
             velocity_D = MOMENTUM * velocity_D + update_D
             x_D = x_D - self.cell.lr * decay.factor(step) * (MOMENTUM * velocity_D + update_D)
+            step += 1
         return self.gradients.losses(x_D)
 
-    def _update(self, x_D: Tensor) -> Tensor | None:
+    def _restored(self) -> Moment | None:
+        """Where the bans of the round's block put the parameters, as `btrain.protocol.trajectory` has it."""
+        self.moments = [m for m in self.moments if m.round >= self.play.number - ROLLBACK_ROUNDS_MAX]
+        bans = self.play.banned if self.cell.verification == "rollback" else []
+        for index, moment in enumerate(self.moments):
+            if any(moment.round >= proven and (banned[0] & moment.workers).any() for proven, banned in bans):
+                del self.moments[index:]
+                return moment
+        return None
+
+    def _update(self, x_D: Tensor, work: Work) -> Tensor | None:
         """What the round's workers agree on, float32 [D]; None if a gradient cannot be encoded."""
-        work = self.play.step()
         workers = sorted(m for m, works in zip(self.members, work.workers[0], strict=True) if works)
         randomness = hashlib.sha256(self.run + work.round.to_bytes(8, "little")).digest()
         seeds = [batch_seed(self.run, randomness, worker, work.round) for worker in workers]

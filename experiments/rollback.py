@@ -1,0 +1,96 @@
+"""Final losses with `rollback: proven_round` and without: `python experiments/rollback.py --log FILE`.
+
+Training on the digits over the chain of roles and audits (`btrain.bench.contest`), 7 of 16 attacking, against the same
+rule, seed and number of steps without attackers. `--log` keeps every single run, so that an interrupted measurement
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from btrain.bench.attacks import GRADIENT_ATTACKS, job_of, run_jobs, with_option
+from btrain.bench.contest import Cell
+
+WHEN = {"from round 50": "from=50", "from round 1": "from=1"}
+MODES = ("sweep", "rollback")
+
+INTRODUCTION = """\
+# Rollback against plain continuation
+
+`verification.rollback: proven_round` restores the parameters from before a proven cheat's work
+([protocol.md](protocol.md), section 9). This is what it gains: `{command}` trains an MLP on the
+digits ({rounds} steps, {members} members, batch {batch}, SGD with Nesterov's momentum, cosine to zero, centered_clip) with
+the attackers, gradients, codec and rule of the protocol over its roles, audits and sweeps, without its messages.
+{byzantine} of {members} attack; the loss is that of the training set at the end, over that of the same rule and seed without
+attackers, after as many steps that stand: mean and worst of {seeds} seeds.
+"""
+
+
+def cells(seeds: int, rounds: int, attacks: Sequence[str]) -> list[Cell]:
+    """Every run that the table needs."""
+    found = [Cell(seed=seed, rounds=rounds) for seed in range(seeds)]
+    for when in WHEN.values():
+        for attack in attacks:
+            for mode in MODES:
+                found += [
+                    Cell(with_option(attack, when), 7, seed=seed, rounds=rounds, verification=mode)
+                    for seed in range(seeds)
+                ]
+    return found
+
+
+def ratios(results: dict[str, dict[str, Any]], attack: str, mode: str, seeds: int, rounds: int) -> list[float]:
+    """Of every seed: the loss over that without attackers."""
+
+    def loss(cell: Cell) -> float:
+        return float(results[job_of("losses", cell).key]["train"])
+
+    attacked = (Cell(attack, 7, seed=seed, rounds=rounds, verification=mode) for seed in range(seeds))
+    return [loss(cell) / loss(Cell(seed=cell.seed, rounds=rounds)) for cell in attacked]
+
+
+def table(results: dict[str, dict[str, Any]], when: str, attacks: Iterable[str], seeds: int, rounds: int) -> list[str]:
+    """A table in Markdown."""
+    lines = [
+        f"## Attacks {when}",
+        "",
+        "| attack | plain, mean | worst | rollback, mean | worst |",
+        "|---|---|---|---|---|",
+    ]
+    columns: list[list[list[float]]] = []
+    for attack in attacks:
+        named = with_option(attack, WHEN[when])
+        columns.append([ratios(results, named, mode, seeds, rounds) for mode in MODES])
+        cells = (f"{mean(found):.3f} | {max(found):.3f}" for found in columns[-1])
+        lines.append(f"| {attack} | {' | '.join(cells)} |")
+    worst = (
+        f"{max(mean(row[i]) for row in columns):.3f} | {max(max(row[i]) for row in columns):.3f}" for i in range(2)
+    )
+    return [*lines, f"| **largest** | {' | '.join(worst)} |", ""]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run and print the document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--attacks", nargs="*", default=GRADIENT_ATTACKS)
+    options = parser.parse_args(words)
+    wanted = cells(options.seeds, options.rounds, options.attacks)
+    results = run_jobs([job_of("losses", cell) for cell in wanted], options.processes, options.log)
+    shape = {"rounds": options.rounds, "members": wanted[0].members, "batch": wanted[0].batch, "byzantine": 7}
+    sys.stdout.write(INTRODUCTION.format(command="python experiments/rollback.py", seeds=options.seeds, **shape) + "\n")
+    for when in WHEN:
+        sys.stdout.write("\n".join(table(results, when, options.attacks, options.seeds, options.rounds)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
