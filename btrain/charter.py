@@ -37,4 +37,5 @@ def charter_of(config: RunConfig) -> Charter:
         state_tolerance=verification.state_tolerance,
         banned=frozenset(config.banned),
         rollback=verification.rollback == "proven_round",
+        final_sweep=verification.final_sweep,
     )

@@ -181,7 +181,9 @@ class Board:
 
     def line(self) -> str:
         """The run in one line."""
-        parts = [f"round {self.round:4d} of {self.rounds + self.overtime}"]
+        planned = self.rounds + self.overtime
+        closing = ", closing" if self.round >= planned else f" of {planned}"
+        parts = [f"round {self.round:4d}{closing}"]
         loss, metric = self.median(lambda row: row.loss), self.median(lambda row: row.metric)
         clipped, seconds = self.median(lambda row: row.clipped), self.median(lambda row: row.seconds)
         trained = self.median(lambda row: row.trained)

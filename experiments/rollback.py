@@ -25,10 +25,11 @@ INTRODUCTION = """\
 
 `verification.rollback: proven_round` restores the parameters from before a proven cheat's work
 ([protocol.md](protocol.md), section 9). This is what it gains: `{command}` trains an MLP on the
-digits ({rounds} steps, {members} members, batch {batch}, SGD with Nesterov's momentum, cosine to zero, centered_clip) with
-the attackers, gradients, codec and rule of the protocol over its roles, audits and sweeps, without its messages.
-{byzantine} of {members} attack; the loss is that of the training set at the end, over that of the same rule and seed without
-attackers, after as many steps that stand: mean and worst of {seeds} seeds.
+digits ({rounds} steps, {members} members, batch {batch}, SGD with Nesterov's momentum, cosine to zero,
+centered_clip) with the attackers, gradients, codec and rule of the protocol over its roles, audits and
+sweeps, without its messages. {byzantine} of {members} attack; the loss is that of the training set at the end,
+over that of the same rule and seed without attackers, after as many steps that stand: mean and worst of
+{seeds} seeds.
 """
 
 

@@ -47,6 +47,8 @@ def test_a_rollback_is_said_once_and_makes_the_run_longer() -> None:
     assert seen.feed(A, restored) == ["rolled back to round 7 in round 9: step 8 -> 6"]
     assert seen.feed(B, restored) == []
     assert f"of {seen.rounds + 3}" in seen.line()
+    seen.feed(A, block(seen.rounds + 3))
+    assert f"round {seen.rounds + 3:4d}, closing" in seen.line()
 
 
 def test_the_words_of_a_banned_peer_are_not_repeated() -> None:

@@ -19,6 +19,7 @@ def cross_checks(config: Fields) -> Iterator[Problem]:
     yield from _start(config)
     yield from _optimizer(config)
     yield from _rollback(config)
+    yield from _final_sweep(config)
     yield from _deadlines(config)
     yield from _not_yet(config)
 
@@ -100,6 +101,12 @@ def _rollback(config: Fields) -> Iterator[Problem]:
             ("group", "probation_rounds"),
             f"expected more than {undone}, the rounds that one ban can undo, got {group.probation_rounds}",
         )
+
+
+def _final_sweep(config: Fields) -> Iterator[Problem]:
+    verification = config.verification
+    if verification.final_sweep and not (verification.sweep and verification.audits_per_round):
+        yield ("verification", "final_sweep"), "needs verification.sweep and audits, expected 0"
 
 
 def _not_yet(config: Fields) -> Iterator[Problem]:

@@ -27,6 +27,7 @@ from btrain.config.values import (
     PeerIdText,
     RunName,
 )
+from btrain.protocol.closing import FINAL_SWEEP_MAX
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
@@ -233,6 +234,8 @@ class Verification(Section):
     custody_rounds: Annotated[int, Field(ge=2, le=4096)] = 16
     sweep: bool = True
     """Whether a proven cheat has its whole round audited again."""
+    final_sweep: Annotated[int, Field(ge=0, le=FINAL_SWEEP_MAX)] = 0
+    """Rounds at the end that are audited as after a proven cheat before the run is over."""
     rollback: Literal["none", "proven_round"] = "none"
     """Whether the block that bans a cheat restores the parameters from before its work."""
     tolerance: Tolerance = Tolerance()

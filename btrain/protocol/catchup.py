@@ -178,7 +178,7 @@ class Replay:
 
     def step(self, block: Block, update: Tensor | None) -> None:
         """Ask for the step of a block; in a void round, and behind rounds that were undone, there is none."""
-        due = (block.round + 1) % self.charter.state_sync_every == 0
+        due = self.charter.state_due(block.round + 1)
         self.applying, self._heading = self.applying + 1, block.round + 1
         self.desk.emit(Apply(block.round, update, block.step, due))
 

@@ -44,6 +44,8 @@ class Clock:
         compute_us = automatic(charter.compute_us, state.compute_ms, _first_compute_us(genesis.compute_ms))
         if state.trajectory.undone_by(state.round - 1) is not None:
             compute_us *= RESTORING_FACTOR
+        if state.closing:
+            compute_us *= _audits(state)
         transfer_us = automatic(charter.transfer_us, state.transfer_ms, _first_transfer_us(genesis.numel))
         known = charter.transfer_us is not None or state.transfer_ms > 0
         return cls(delta, compute_us, transfer_us, transfer_us if known else min(transfer_us, FIRST_RETRY_MAX_US))
@@ -54,6 +56,12 @@ class Clock:
         delta = self.delta_us + (self.retry_us if decision == RESULTS else 0)
         first, later = (4, 9) if decision == BLOCK else (3, 7)  # a Table follows the links, and matures for 2 Delta
         return Timing(delta, first * self.delta_us + slack, later * delta)
+
+
+def _audits(state: LedgerState) -> int:
+    """Gradients that a member may have to recompute in a closing round: twice what it is drawn for on average."""
+    fresh = sum(sweep.opened + 1 == state.round for sweep in state.sweeps)
+    return 1 + 2 * fresh * (state.roster.faulty_max + 1)
 
 
 def _first_compute_us(probe_ms: int) -> int:

@@ -45,6 +45,11 @@ class Docket:
             self.waiting.append(check)
         self._next()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to check."""
+        return not (self.running or self.waiting)
+
     def hurry(self, token: str) -> None:
         """Put a waiting check before the others."""
         check = next((check for check in self.waiting if check.token == token), None)

@@ -5,6 +5,7 @@ A peer whose state differs in a bit (another processor, a memory error) is no li
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,7 +24,7 @@ class Condition:
     """The own state at the rounds in which it was due."""
 
     desk: Desk
-    sync_every: int
+    is_due: Callable[[int], bool]  # whether the state at the start of a round is to be listed
     heals: int = 0  # certified states taken over because the own one differed
     _own: dict[int, bytes] = field(default_factory=dict)
     _pieces: int = 0  # of the own state, the last time
@@ -48,8 +49,7 @@ class Condition:
 
     def listed(self, round: int) -> tuple[bytes, ...]:
         """What the Commit of `round` says of the own state; nothing unless it is due."""
-        due = round > 0 and round % self.sync_every == 0
-        return (self._own[round],) if due and round in self._own else ()
+        return (self._own[round],) if round > 0 and self.is_due(round) and round in self._own else ()
 
     def compare(self, certified: CertifiedState) -> Literal["unknown", "equal", "drifted"]:
         """How the own state of that round relates to the certified one."""

@@ -34,7 +34,8 @@ from btrain.protocol.blocks import (
     open_block,
     open_genesis,
 )
-from btrain.protocol.cheats import ROUNDS_MAX, Expelled, expelled_after, first_key, opening, proven
+from btrain.protocol.cheats import ROUNDS_MAX, Cheat, Expelled, expelled_after, first_key, opening, proven
+from btrain.protocol.closing import closes_after, last_rounds
 from btrain.protocol.contest import Contest
 from btrain.protocol.encoding import (
     PeerId,
@@ -113,11 +114,21 @@ class Charter:
     state_tolerance: float = 2**-20  # of the root mean square of each tensor of a state
     banned: frozenset[PeerId] = frozenset()  # in the run that this one goes on from
     rollback: bool = False  # whether a proven cheat has x of the proven round restored
+    final_sweep: int = 0  # rounds at the end that are swept before the run is over
 
     @property
     def kept_rounds(self) -> int:
         """For how many rounds members keep the bytes of one: sweeps take a while, certified aggregates are replayed."""
         return self.custody_rounds + max(SWEEP_ROUNDS, self.state_sync_every)
+
+    @property
+    def sweeps_last(self) -> int:
+        """Rounds at the end that are swept; none where nothing is."""
+        return self.final_sweep if self.sweep and self.audits_per_round else 0
+
+    def state_due(self, round: int) -> bool:
+        """Whether members list the digest of their state at the start of `round`: now and then, and at the end."""
+        return round % self.state_sync_every == 0 or (self.sweeps_last > 0 and round >= self.rounds)
 
     @property
     def trajectory(self) -> Trajectory:
@@ -148,6 +159,7 @@ class LedgerState:
     sweeps: tuple[Sweep, ...] = ()
     contest: Contest | None = None  # states that differ, until one of them is certified
     expelled: tuple[Expelled, ...] = ()  # members banned while what they did is in custody
+    closes: int = 0  # the round in which the run is over unless more is found; 0 before all rounds are made
 
     @classmethod
     def start(cls, genesis: Genesis, charter: Charter) -> LedgerState:
@@ -175,11 +187,16 @@ class LedgerState:
         """The newest certified state that leads to the parameters of now."""
         return self.trajectory.state
 
-    @property
+    @cached_property
     def over(self) -> bool:
-        """Whether the run has ended: rounds that were undone are made up for."""
-        planned = self.charter.rounds
-        return self.round >= planned + min(self.trajectory.rounds_undone, OVERTIME_ROUNDS_MAX)
+        """Whether the run has ended."""
+        late = self.round >= self.charter.rounds + OVERTIME_ROUNDS_MAX
+        return late or (self.closing and self.round >= self.closes)
+
+    @cached_property
+    def closing(self) -> bool:
+        """Whether all rounds are made, those that were undone made up for: what is left is to audit the last ones."""
+        return self.round - self.trajectory.rounds_undone >= self.charter.rounds
 
     def answers(self, peer: PeerId) -> bool:
         """Whether a peer can be accused and banned: it holds a seat or is on probation."""
@@ -191,7 +208,7 @@ class LedgerState:
 
     @cached_property
     def _roles(self) -> Roles:
-        return draw_roles(self.roster, self.randomness[1], self.round, self.genesis.numel)
+        return draw_roles(self.roster, self.randomness[1], self.round, self.genesis.numel, works=not self.closing)
 
     @property
     def seed_randomness(self) -> bytes:
@@ -233,9 +250,8 @@ class LedgerState:
             barred=contradicted(self.roster, block.verdicts),
         )
         roster = with_reproaches(roster, block, self.roles())
-        trajectory = self.trajectory.after(block, self.step)
-        sweeps, expelled = self._swept_after(block, roster)
-        return replace(
+        trajectory = self.trajectory.after(block, self.step, self.proofs(block))
+        after = replace(
             self,
             round=block.round + 1,
             head=hash,
@@ -246,13 +262,15 @@ class LedgerState:
             transfer_ms=block.transfer_ms,
             probation=probation,
             trajectory=trajectory,
-            sweeps=sweeps,
             contest=contest.after(self.contest, block, trajectory),
-            expelled=expelled,
         )
+        sweeps, expelled = self._swept_after(block, roster, last_rounds(self, after))
+        return replace(after, sweeps=sweeps, expelled=expelled, closes=closes_after(self, after, sweeps))
 
-    def _swept_after(self, block: Block, roster: Roster) -> tuple[tuple[Sweep, ...], tuple[Expelled, ...]]:
-        """`sweeps` and `expelled` after a block."""
+    def _swept_after(
+        self, block: Block, roster: Roster, last: Sequence[int]
+    ) -> tuple[tuple[Sweep, ...], tuple[Expelled, ...]]:
+        """`sweeps` and `expelled` after a block; `last`: rounds that are swept because the run is complete."""
         charter = self.charter
         if not charter.sweep or not charter.audits_per_round:
             return (), ()
@@ -260,9 +278,15 @@ class LedgerState:
         cheats = opening(proven(self.roster.quorum, block.charges, block.verdicts), self.expelled, self.opens_sweep)
         banned, custody = [ban.peer for ban in members], charter.custody_rounds
         sweeps = sweeps_after(
-            self.sweeps, self.run, block.round, block.randomness, [*members, *cheats], roster, custody
+            self.sweeps, self.run, block.round, block.randomness, [*members, *cheats], roster, custody, last
         )
         return sweeps, expelled_after(self.expelled, block.round, banned, cheats, custody)
+
+    def proofs(self, block: Block) -> list[Ban | Cheat]:
+        """What a block proves of members, for which earlier parameters may be restored: once for each of them."""
+        found = proven(self.roster.quorum, block.charges, block.verdicts)
+        late = {entry.peer for entry in self.expelled if self.trajectory.steps(entry.banned)}
+        return [*block.bans, *(cheat for cheat in found if self.roster.seat(cheat.peer) or cheat.peer in late)]
 
     def opens_sweep(self, accused: PeerId, round: int) -> bool:
         """Whether proof that `accused` spoiled the work of `round` has it swept; it may have been banned lately."""
@@ -381,7 +405,7 @@ def build_block(
 
 def _step_after(state: LedgerState, block: Block) -> int:
     """Optimizer steps after a block: those before the round that it restores, else one more unless it is void."""
-    restored = state.trajectory.restored_by(block, state.step)
+    restored = state.trajectory.restored_by(block, state.step, state.proofs(block))
     return state.step + (block.void == 0) if restored is None else restored.step
 
 

@@ -119,7 +119,7 @@ class Member:
         self._listeners: dict[int, Listeners] = {}  # by round
         self._unheard: frozenset[PeerId] = frozenset()  # in the round before
         self._reproaches: tuple[PeerId, ...] = ()
-        self.condition = Condition(self.desk, state.charter.state_sync_every)
+        self.condition = Condition(self.desk, state.charter.state_due)
         self.comparison = Comparison(self.desk, self.condition, state.charter.state_tolerance)
         self._connected: set[PeerId] = set()
         self._standstill = Standstill(self.desk)
@@ -450,7 +450,7 @@ class Member:
         if self.replay.loads or self.replay.undone or not self.state.trajectory.passes(self.replay.x_round):
             return False
         behind = self.state.round - self.replay.x_round
-        due = self.state.round > 0 and self.state.round % self.state.charter.state_sync_every == 0
+        due = self.state.round > 0 and self.state.charter.state_due(self.state.round)
         return behind == 0 or (behind == 1 and not due and self.replay.applying == 1)
 
     def _open_round(self, now: int) -> None:
@@ -670,6 +670,8 @@ class Member:
         if self.desk.conflicts or chronicle.forks.conflicts:
             self._charge_conflicts()
         chronicle.certify()
+        if self.state.closing and self.round is not None and self.court.docket.is_idle:
+            self.round.audited(now)
         if self.round is not None and self.round.block is not None:
             self._conclude(self.round, now)
             return True

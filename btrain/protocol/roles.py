@@ -68,8 +68,8 @@ def relays_of(randomness: bytes, worker: PeerId, aggregator: PeerId, present: tu
     return permutation(randomness, f"relay/{worker.hex()}/{aggregator.hex()}", others)[:RELAYS]
 
 
-def draw_roles(roster: Roster, randomness: bytes, round: int, numel: int) -> Roles:
-    """Roles of `round` from r[round - 1]. Round 0 only draws randomness: it has no workers.
+def draw_roles(roster: Roster, randomness: bytes, round: int, numel: int, *, works: bool = True) -> Roles:
+    """Roles of `round` from r[round - 1]. Round 0 only draws randomness; it and rounds that only audit have no workers.
 
     Validators are drawn among the members that were present in the round they audit and are not barred, and only while
     the others keep an honest majority: workers > 2 * (faulty members that are still present). Relieved workers own
@@ -85,6 +85,8 @@ def draw_roles(roster: Roster, randomness: bytes, round: int, numel: int) -> Rol
         auditors = min(drawn_count(randomness, roster.audits_per_round), len(present) - 2 * faulty_present - 1)
     eligible = [s.peer for s in roster.seats if not s.absent and not s.barred and s.present_since < round]
     validators = permutation(randomness, "validate", eligible)[: max(0, auditors)]
+    if not works:
+        return Roles(round, present, tuple(sorted(validators)), (), (), proposers, PartLayout(numel, 0))
     workers = tuple(peer for peer in present if peer not in validators)
     relieved = {seat.peer for seat in roster.seats if seat.relieved_until > round}
     able = [worker for worker in workers if worker not in relieved] or workers

@@ -96,10 +96,17 @@ class Round(Deciding):
             self._send_commit(earlier, now)
         elif self.me in self.roles.workers:
             self.desk.emit(Compute(self.round, self._seed))
+        elif self.state.closing:
+            self.set_timer("audited", self.started_us + self.clock.compute_us)
         else:
             self._commit([], now)
         self.set_timer("complaints", self._complaints_from_us)
         self.set_timer("unheard", self.started_us + self.clock.compute_us + self.clock.delta_us)
+
+    def audited(self, now: int) -> None:
+        """In a closing round: this member's audits are over, or have taken all their time."""
+        if self.state.closing and self.me in self.roles.present and self.me not in self.statements.commits:
+            self._commit([], now)
 
     @property
     def _seed(self) -> bytes:
@@ -247,6 +254,8 @@ class Round(Deciding):
             self._on_late_part(scope, bytes.fromhex(of), now)
         elif scope == "relay":
             self.relays.overdue(bytes.fromhex(of))
+        elif name == "audited":
+            self.audited(now)
         elif name == "complain":
             self._say_missing(COMPLAINT_INDEX, now)
         elif name == "unheard":

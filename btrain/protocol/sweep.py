@@ -77,11 +77,13 @@ def sweeps_after(
     cheats: Iterable[Ban | Cheat],
     roster: Roster,
     custody: int,
+    last: Iterable[int] = (),
 ) -> tuple[Sweep, ...]:
     """The sweeps that are open or whose round is still in custody, once the block of `round` has proven these cheats.
 
     A round is swept once: what a sweep proves of its own round opens no other. Each proven cheat costs the attackers
-    a seat, or has cost it, and opens at most two. roster: as the block leaves it. custody: how old a cheat may be.
+    a seat, or has cost it, and opens at most two; the `last` rounds of a run come besides. roster: as the block leaves
+    it. custody: how old a cheat may be.
     """
     kept = [sweep for sweep in sweeps if round <= max(sweep.closes, sweep.round + custody)]
     known = {sweep.round for sweep in kept}
@@ -89,7 +91,7 @@ def sweeps_after(
     proven = {cheat.round for cheat in cheats if cheat.deed in CHEATS and cheat.round in recent}
     fresh = proven - known
     followed = {of + 1 for of in fresh if of < round}
-    for of in sorted(fresh | followed - known):
+    for of in sorted(fresh | followed.union(last) - known):
         able = tuple(s.peer for s in roster.seats if not s.absent and not s.barred and s.present_since <= of)
         kept.append(Sweep(run, of, round, round + SWEEP_ROUNDS, randomness, able, roster.faulty_max + 1))
     return tuple(kept)

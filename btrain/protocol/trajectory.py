@@ -5,15 +5,17 @@ x[t+1] = x[s], optimizer state and step count included. s is the first round tha
 which the banned had a share. Rounds s to t are undone. Their numbers are not used again, and their x stays what was
 computed at it: audits of undone rounds go on.
 
-All of it follows from the blocks. A round is undone once at most, and no ban undoes more than `window` + 1 of them.
+All of it follows from the blocks. A round is undone once at most, and for no member more than `window` + 1 of them:
+what is proven of it counts in the block of its ban, or later, if that block stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from btrain.protocol.blocks import Ban, Block, CertifiedState
+from btrain.protocol.cheats import Cheat
 from btrain.protocol.encoding import PeerId
 
 ROLLBACK_ROUNDS_MAX = 16  # how far back a block may restore
@@ -38,13 +40,13 @@ class Past:
         counted = {entry.aggregator for entry in block.results if entry.part not in block.void_parts}
         return cls(block.round, step, frozenset(block.contributors), frozenset(counted))
 
-    def is_spoiled_by(self, ban: Ban) -> bool:
-        """Whether the banned had a share in the update, in the proven round or since.
+    def is_spoiled_by(self, proof: Ban | Cheat) -> bool:
+        """Whether the guilty had a share in the update, in the proven round or since.
 
         An illegal encoding or result is in no sum, and breaches of the agreement's or the courts' rules spoil none.
         """
-        sharing = self.workers if ban.deed == _GRADIENT else self.aggregators if ban.deed in _REDUCTION else ()
-        return self.round >= ban.round and ban.peer in sharing
+        sharing = self.workers if proof.deed == _GRADIENT else self.aggregators if proof.deed in _REDUCTION else ()
+        return self.round >= proof.round and proof.peer in sharing
 
 
 @dataclass(frozen=True)
@@ -96,22 +98,25 @@ class Trajectory:
         """What the block of `round` took back, and what that had taken back before."""
         return next((span for span in self.undone if span.last == round), None)
 
-    def restored_by(self, block: Block, step: int) -> Past | None:
-        """The round at whose start `block` puts the parameters, if it does; `step`: optimizer steps before it."""
+    def restored_by(self, block: Block, step: int, proofs: Sequence[Ban | Cheat]) -> Past | None:
+        """The round at whose start `block` puts the parameters, if it does.
+
+        step: optimizer steps before it; proofs: what it proves of members.
+        """
         if not self.window:
             return None
         recent = (past for past in self.pasts if past.round >= block.round - self.window)
         rebuilt = (past for past in recent if self._base(past.round) >= block.round - self.reach)
         candidates = (*rebuilt, Past.of(block, step))
-        return next((past for past in candidates if any(past.is_spoiled_by(ban) for ban in block.bans)), None)
+        return next((past for past in candidates if any(past.is_spoiled_by(proof) for proof in proofs)), None)
 
     def _base(self, round: int) -> int:
         """The round of the certified state from which x[round] is rebuilt; 0: from the beginning."""
         return max((state.round for state in self.states if state.round <= round), default=0)
 
-    def after(self, block: Block, step: int) -> Trajectory:
-        """The way after a block; `step`: optimizer steps before it."""
-        restored = self.restored_by(block, step)
+    def after(self, block: Block, step: int, proofs: Sequence[Ban | Cheat]) -> Trajectory:
+        """The way after a block; `step` and `proofs` as for `restored_by`."""
+        restored = self.restored_by(block, step, proofs)
         if restored is None:
             return self._went_on(block, Past.of(block, step))
         first = restored.round

@@ -70,6 +70,7 @@ def charter_of(config: RunConfig) -> Charter:
         sweep=verification.sweep,
         state_tolerance=verification.state_tolerance,
         rollback=verification.rollback == "proven_round",
+        final_sweep=verification.final_sweep,
     )
 
 

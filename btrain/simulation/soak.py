@@ -45,6 +45,7 @@ class Case:
     attack_from: int
     faults: Faults
     rollback: bool = False
+    final_sweep: int = 0
 
     @property
     def faulty_max(self) -> int:
@@ -139,7 +140,7 @@ def set_up(case: Case, signatures: Signatures = "real") -> World:
     charter = Charter(
         rounds=case.rounds, byzantine_max=case.faulty_max, audits_per_round=1, tolerance=1e-4,
         rule=get_rule("centered_clip"), message_us=DELTA_US, compute_us=DELTA_US, transfer_us=DELTA_US,
-        state_sync_every=8, custody_rounds=8, rollback=case.rollback,
+        state_sync_every=8, custody_rounds=8, rollback=case.rollback, final_sweep=case.final_sweep,
     )  # fmt: skip
     world = World(
         charter, lambda: Quadratic(case.numel), case.peers, seed=case.seed, byzantine=byzantine,

@@ -167,7 +167,8 @@ def _states(audit: LedgerAudit) -> list[tuple[Block, LedgerState]]:
 def _check_checkpoint(folder: Path, audit: LedgerAudit) -> None:
     """A checkpoint holds the state that a block of this ledger certifies, or names the last block before it.
 
-    The last one of a run is of the second kind: what this peer ended with, which nobody else has signed.
+    The last one of a run is of the second kind: what this peer ended with, which nobody else has signed unless the last
+    rounds were swept.
     """
     checkpoint = load_checkpoint(folder)
     round = checkpoint.round
@@ -177,7 +178,9 @@ def _check_checkpoint(folder: Path, audit: LedgerAudit) -> None:
     if named is None or encode(named) != checkpoint.block:
         raise InvalidRecord(f"{folder / 'block'}: is no block of the ledger about round {round}")
     if certifying is None:
-        audit.uncertified_checkpoints.append(round)
+        last = [state.digest for state in named.state if named.void and state.round == named.round]
+        listed = audit.checkpoints if cut(checkpoint.state).digest in last else audit.uncertified_checkpoints
+        listed.append(round)  # a void block changes no state: what it certifies is what it leaves
         return
     if certifying.state[0].digest != cut(checkpoint.state).digest:
         raise InvalidRecord(f"{folder}: holds another state than the one that block {certifying.round} certifies")

@@ -172,6 +172,14 @@ def test_a_seat_of_an_open_run_takes_longer_to_earn_than_a_ban_can_undo() -> Non
     assert loads(RUN_YAML, overrides=["group.probation_rounds=6"])
 
 
+def test_the_last_rounds_are_swept_only_where_anything_is() -> None:
+    last = "verification.final_sweep=3"
+    assert loads(RUN_YAML, overrides=[last]).verification.final_sweep == 3
+    assert "needs verification.sweep" in refusal(RUN_YAML, (last, "verification.sweep=false"))
+    assert "needs verification.sweep" in refusal(RUN_YAML, (last, "verification.audits_per_round=0"))
+    assert "expected at most 4" in refusal(RUN_YAML, ("verification.final_sweep=5",))
+
+
 def test_members_as_list_or_by_name_are_one_contract() -> None:
     members = changed("  byzantine_max: 1\n", f"  members: [{', '.join(IDS[:3])}]\n")
     by_name = changed("  byzantine_max: 1\n", f"  members: {{z: {IDS[2]}, a: {IDS[1]}, m: {IDS[0]}}}\n")

@@ -18,7 +18,7 @@ from btrain.protocol.contest import Contest, after
 from btrain.protocol.encoding import ZERO, digest, sha256
 from btrain.protocol.errors import InconsistentMessage
 from btrain.protocol.ledger import OVERTIME_ROUNDS_MAX
-from btrain.protocol.messages import Verdict
+from btrain.protocol.messages import Charge, Verdict
 from btrain.protocol.trajectory import Past, Trajectory, Undone
 from tests.protocol.test_ledger import PEERS, decided, start
 
@@ -50,8 +50,8 @@ def along(blocks: Sequence[Block], way: Trajectory | None = None) -> tuple[Traje
     """The way after these blocks, and the steps; everything that must hold does after each of them."""
     way, step = way or Trajectory(WINDOW, REACH), 0
     for block in blocks:
-        restored, before = way.restored_by(block, step), way
-        way = way.after(block, step)
+        restored, before = way.restored_by(block, step, block.bans), way
+        way = way.after(block, step, block.bans)
         step = step + (block.void == 0) if restored is None else restored.step
         check(way, before, block)
     return way, step
@@ -215,3 +215,21 @@ def test_a_block_that_restores_names_the_steps_before_and_the_run_makes_up(run: 
     assert not replace(later, round=planned + 1).over and replace(later, round=planned + 2).over
     endless = replace(later.trajectory, undone=(Undone(0, 2 * OVERTIME_ROUNDS_MAX),))
     assert replace(later, round=planned + OVERTIME_ROUNDS_MAX, trajectory=endless).over
+
+
+def test_who_was_banned_for_something_else_before_its_cheat_was_proven_is_not_spared(run: Run) -> None:
+    state = start(run, rollback=True)
+    for _ in range(3):
+        state = state.advance(decided(state, {i: {} for i in range(5)}))
+    past = Past(2, 0, frozenset(PEERS), frozenset())  # as if that round had had an update
+    state = replace(state, trajectory=replace(state.trajectory, pasts=(past,)))
+    two_faced = {"charges": (Charge(PEERS[1], 2, "equivocation", ZERO),)}
+    state = state.advance(decided(state, dict.fromkeys((0, 2, 3, 4), two_faced)))
+    assert state.roster.seat(PEERS[1]) is None and state.trajectory.undone == ()
+    guilty = {"verdicts": (Verdict(PEERS[0], PEERS[1], 2, 1),)}
+    state = state.advance(decided(state, dict.fromkeys((0, 2, 3, 4), guilty)))
+    assert state.trajectory.undone == (Undone(2, 4),)
+    earlier = replace(state, trajectory=replace(state.trajectory, pasts=(replace(past, round=1),)))
+    again = {"verdicts": (Verdict(PEERS[0], PEERS[1], 1, 1),)}
+    block = decided(earlier, dict.fromkeys((0, 2, 3, 4), again))
+    assert earlier.advance(block).trajectory.undone == (Undone(2, 4),)  # each member has rounds undone once
