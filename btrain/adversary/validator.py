@@ -107,6 +107,10 @@ class CustodyLoss(Adversary):
     everything: bool = False
     _lost: set[bytes] = field(default_factory=set, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.everything:
+            self.outcome = "banned"  # type: ignore[misc]
+
     def parts(self, parts: list[bytes], round: Round) -> list[bytes]:
         """Reversed where a friend reduces, or everywhere."""
         if not parts or not self.attacks(round.round):

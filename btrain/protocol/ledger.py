@@ -354,9 +354,8 @@ def build_block(
     if state.round == 0:
         void = 1
     charges = _decisive_charges(state, bodies)
-    verdicts = decisive_verdicts(
-        state.roster, {member: body.verdicts for member, body in bodies.items()}, state.opens_sweep
-    )
+    listed = {member: body.verdicts for member, body in bodies.items()}
+    verdicts = decisive_verdicts(state.roster, listed, state.opens_sweep, len(charges))
     reproaches = listed_reproaches(bodies)
     judgements = decisive_judgements(state.probation.peers, state.roster, bodies)
     bans = _bans(state, charges, verdicts, judgements)
@@ -415,12 +414,17 @@ def _typical(reported_ms: Sequence[int], before: int) -> int:
     return median_low(positive) if positive else before
 
 
+CHARGES_MAX = 112  # in one block, beyond those at the first accused; 16 members can charge 7 at once
+
+
 def _decisive_charges(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[ListedCharge, ...]:
     """Charges against those whom a quorum charges, one of each member: all that a block needs to name.
 
     For a ban it does not matter what it is that each of the quorum has verified: one honest member is among them. Were
     it counted by deed, who accuses himself of something else before everybody would split the votes. A round is swept
     for what a quorum lists under one key, also of one who was banned for something else.
+
+    Accused beyond `CHARGES_MAX` are left to later blocks: one that does not fit a packet reaches nobody who missed it.
     """
     by_accused: dict[PeerId, dict[PeerId, list[Charge]]] = {}
     for member, body in bodies.items():
@@ -431,11 +435,11 @@ def _decisive_charges(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tu
         chosen[accused] = first_key(listed, state.roster.quorum, state.opens_sweep)
         if not chosen[accused] and state.answers(accused) and len(listed) >= state.roster.quorum:
             chosen[accused] = {member: charges[0] for member, charges in listed.items()}
-    return tuple(
-        ListedCharge(member, charge)
-        for _, by_member in sorted(chosen.items())
-        for member, charge in sorted(by_member.items())
-    )
+    named: list[ListedCharge] = []
+    for _, by_member in sorted(chosen.items()):
+        if not named or len(named) + len(by_member) <= CHARGES_MAX:
+            named += (ListedCharge(member, charge) for member, charge in sorted(by_member.items()))
+    return tuple(named)
 
 
 def _bans(

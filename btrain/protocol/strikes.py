@@ -17,13 +17,15 @@ from btrain.protocol.messages import Commit
 from btrain.protocol.roles import Roles
 from btrain.protocol.roster import Roster, Seat
 
+REPROACHES_MAX = 112  # in one block, so that it fits a packet; 16 members can say all they may
 REPROACH_ROUNDS = 16  # how long a reproach counts: no more than b members are faulty within so many rounds
 RELIEFS_MAX = 6
 
 
 def listed_reproaches(bodies: Mapping[PeerId, Commit]) -> tuple[Reproach, ...]:
-    """Who reproaches whom, in member order."""
-    return tuple(Reproach(member, of) for member, body in sorted(bodies.items()) for of in body.reproaches)
+    """Who reproaches whom, in member order; of many members the first few of each: liars shall not fill a block."""
+    share = max(1, REPROACHES_MAX // max(1, len(bodies)))
+    return tuple(Reproach(member, of) for member, body in sorted(bodies.items()) for of in body.reproaches[:share])
 
 
 def struck(roster: Roster, round: int, reproaches: Iterable[Reproach]) -> tuple[PeerId, ...]:

@@ -21,7 +21,7 @@ GUILTY: Final = 1
 UNSURE: Final = 2
 LOST: Final = 3  # the bytes to answer with are not given by those who must keep them
 
-VERDICTS_MAX = 256  # in one block, beyond the first decided matter: a block travels in one packet
+VERDICTS_MAX = 160  # and charges, in one block, beyond the first decided matter: a block travels in one packet
 
 Question = tuple[PeerId, int]  # accused, round of the gradient
 
@@ -32,19 +32,19 @@ def question_of(verdict: Verdict) -> Question:
 
 
 def decisive_verdicts(
-    roster: Roster, listed: Mapping[PeerId, Sequence[Verdict]], opens: Callable[[PeerId, int], bool]
+    roster: Roster, listed: Mapping[PeerId, Sequence[Verdict]], opens: Callable[[PeerId, int], bool], charges: int = 0
 ) -> tuple[ListedVerdict, ...]:
     """The verdicts that a block needs to name: those that decide something, and those that contradict these.
 
     opens: whether the proof that somebody sent a wrong gradient in some round has it swept, banned already or not.
 
-    One of each member in each matter; matters beyond `VERDICTS_MAX` are left to later blocks, in which the members
-    list them again.
+    One of each member in each matter; matters beyond `VERDICTS_MAX`, less the `charges` of the block, are left to later
+    blocks, in which the members list them again.
     """
     entries = [ListedVerdict(member, verdict) for member in sorted(listed) for verdict in listed[member]]
     chosen: set[ListedVerdict] = set()
     for matter in _decided(roster, entries, opens):
-        if chosen and len(chosen | matter) > VERDICTS_MAX:
+        if chosen and len(chosen | matter) > VERDICTS_MAX - charges:
             break
         chosen |= matter
     return tuple(sorted(chosen, key=_order))

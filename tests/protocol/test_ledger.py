@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import msgspec
 import pytest
 
-from btrain.protocol.blocks import Block, Founder, Genesis, open_block
+from btrain.protocol.blocks import (
+    Block,
+    Complaint,
+    DisputeEntry,
+    Founder,
+    Genesis,
+    ResultEntry,
+    TableEntry,
+    open_block,
+)
+from btrain.protocol.checking import DISPUTES_MAX
 from btrain.protocol.encoding import ZERO, digest, encode, sha256
 from btrain.protocol.errors import InconsistentMessage, InvalidCertificate, RemoteProtocolError
 from btrain.protocol.ledger import (
@@ -29,7 +40,7 @@ from btrain.protocol.messages import (
     Verifier,
     sign,
 )
-from btrain.protocol.packets import CertifiedBlock
+from btrain.protocol.packets import Blocks, CertifiedBlock, decode_packet, encode_packet
 from btrain.protocol.randomness import HashChain
 from btrain.protocol.verdicts import VERDICTS_MAX
 from btrain.simulation.world import World, simulated_keys
@@ -319,3 +330,38 @@ def test_a_block_names_no_more_verdicts_than_it_must(run: Run) -> None:
     block = decided(start(run), {i: {"verdicts": many} for i in range(4)})
     assert len(block.verdicts) <= VERDICTS_MAX
     assert [ban.peer for ban in block.bans] == [PEERS[4]]
+
+
+@pytest.mark.parametrize("members", [16, 32, 64])
+def test_the_fullest_block_fits_a_packet(run: Run, members: int) -> None:
+    """Everybody charges, votes against, reproaches and complains of as many as it may, in one round."""
+    peers = sorted(sha256(b"peer", bytes([i])) for i in range(members))
+    liars = peers[members // 2 + 1 :]
+    founders = tuple(Founder(peer, ZERO) for peer in peers)
+    state = LedgerState.start(Genesis(1, b"", ZERO, 1024 * members, ZERO, 0.0, founders), run.charter(members, 10))
+    state = dataclasses.replace(state, round=1)
+    charges = tuple(Charge(liar, 2**31, "d" * 64, ZERO) for liar in liars)
+    verdicts = tuple(Verdict(peers[0], liars[i % len(liars)], 2**30 + i, 1) for i in range(64))
+    seen = tuple(msgspec.structs.replace(charge, deed="wrong_reduction", evidence=b"e" * 32) for charge in charges)
+    sides = Commit((), charges, verdicts, (), (), (), 2**31, 2**31, reproaches=tuple(liars))
+    messages = {}
+    for index, peer in enumerate(peers):
+        own = msgspec.structs.replace(sides, charges=charges if peer in liars else tuple(
+            msgspec.structs.replace(charge, evidence=sha256(peer, charge.accused)) for charge in seen))  # fmt: skip
+        fields = (1, state.run, 0, state.head, 1, 0, "commit", index, peer, ZERO, encode(own))
+        messages[peer] = Message(b"", Statement(*fields), own)
+    missing = tuple(Complaint(liar, peer) for liar, peer in zip(liars, peers, strict=False))
+    parts = range(members - 1)
+    results = [ResultEntry(part, 2**15, peers[part], ZERO) for part in parts]
+    tables = [TableEntry(part, 0, ZERO) for part in parts]
+    disputes = [DisputeEntry(part, liar) for part in range(DISPUTES_MAX) for liar in liars]
+    contribution = Contribution(ZERO, messages, missing, tuple(peers[1:]))
+    block = build_block(state, contribution, results, False, dict.fromkeys(peers, ZERO), tables, disputes)
+    assert (
+        len(block.results) == members - 1
+        and len(block.charges) >= members
+        and len(block.verdicts) >= members // 2
+        and block.reproaches
+    )
+    certificate = (bytes(290),) * (members // 2 + 1)
+    decode_packet(encode_packet(Blocks((CertifiedBlock(encode(block), certificate),))))
