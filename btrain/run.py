@@ -30,7 +30,7 @@ from btrain.errors import BtrainError, ConfigError
 from btrain.identity import KeyFile, SigningKey, peer_id_bytes
 from btrain.peer.learning import ComputeHere, Learning, LoadHere, Stop
 from btrain.peer.options import PeerOptions
-from btrain.peer.origin import Origin, founder_needs_state
+from btrain.peer.origin import Origin, load_start
 from btrain.peer.store import Store
 from btrain.progress import StatusFile
 from btrain.protocol.behaviour import Behaviour
@@ -178,8 +178,8 @@ class Run:
 
         config, options, behaviour = self.config, self.options, self._behaviour
         run_dir, joins = options.run_dir or Path(config.local.run_dir), options.join or tuple(config.local.join)
-        founded = run_was_founded(run_dir)
-        if founder_needs_state(config) and not founded and not joins:
+        founded, prepared = run_was_founded(run_dir), self._prepare(trainer)
+        if config.start_fingerprint is not None and not (prepared or founded or joins):
             raise ConfigError(
                 "this peer founds the run, so it needs the state that the run starts from: name it by --fork-from or "
                 "model.from, or --join a run that is founded"
@@ -188,7 +188,7 @@ class Run:
         key, self._directory = self._open_directory(run_dir)
         self._status = StatusFile(self._directory, read_json_lines(self._directory.events.path))
         store = Store(self._directory, charter_of(config))
-        self._origin = Origin(config, trainer, self.oracle, store.initial, self._inherited(run_dir))
+        self._origin = Origin(config, trainer, self.oracle, store.initial, prepared)
         start = self._origin.begin(founded=founded)
         if config.start_fingerprint is not None:
             self._tell(self._origin.event(start))
@@ -222,14 +222,15 @@ class Run:
             RunDirectory.open(run_dir, contract=config.contract_hash(), identity=key.public_key)
         )
         directory.save_config(config.to_yaml())
+        if self._fork is not None:
+            self._fork.keep_record(run_dir)
         return key, directory
 
-    def _inherited(self, run_dir: Path) -> bytes | None:
-        """The state that a parent run leaves to a new one, once its record is kept beside."""
-        if self._fork is None:
-            return None
-        self._fork.keep_record(run_dir)
-        return self._fork.state
+    def _prepare(self, trainer: Trainer) -> bool:
+        """Whether the trainer is at x[0] where no seed gives it: by a file, or now by what a parent run has left."""
+        if self._fork is not None:
+            load_start(trainer, self.oracle, self._fork.state)
+        return self._fork is not None or (self.config.model is not None and self.config.model.start is not None)
 
     def leave(self) -> None:
         """Ask to leave in order; `batches` ends soon after. From any thread, also from a signal's handler."""

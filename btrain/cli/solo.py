@@ -27,6 +27,7 @@ class PeerScreen:
         self._say_late = say
         self._screen = Screen(Board(config.rounds), say, live=live)
         self._peer_id = ""
+        self._founding = ""  # what founders add to the line by which others join
         self._document: dict[str, Any] = {
             "run_dir": str(config.local.run_dir),
             "bans": [],
@@ -87,6 +88,8 @@ class PeerScreen:
             key, what = "fork_from", f"goes on from run {event['parent'][:12]} at block {event['block']}{banned}"
         if not event["here"]:
             return [f"the run {what}; its members will give this peer the state to start from"]
+        if event["parent"] is not None:
+            self._founding = " --fork-from THEIR_COPY_OF_THAT_RUN"
         copy = RunDirectory.config_path(self._document["run_dir"])
         return [f"the run {what}; who joins later and has it not takes `{key}` over from {copy}"]
 
@@ -95,7 +98,10 @@ class PeerScreen:
         self._document["peer_id"] = peer_id
         self._screen.board.add(peer_id, f"{short_id(peer_id)} (this peer)")
         reachable = [address for address in addresses if "/127.0.0.1/" not in address] or addresses
-        lines = [f"  btrain peer --config {self._config_file} --join {address} --run-dir DIR" for address in reachable]
+        lines = [
+            f"  btrain peer --config {self._config_file} --join {address} --run-dir DIR{self._founding}"
+            for address in reachable
+        ]
         return [f"peer {peer_id} is up; the others join it with", *lines]
 
     def _founded(self, run_id: str, members: list[str], round: int) -> list[str]:

@@ -36,13 +36,13 @@ class Start:
 
 @dataclass
 class Origin:
-    """Brings one peer's trainer to x[0]. `inherited` is the state that a parent run has left."""
+    """Brings one peer's trainer to x[0]; `prepared`: it is there, by a file or a parent run, where no seed gives it."""
 
     config: RunConfig
     trainer: Trainer
     oracle: GradientOracle | None
     initial: InitialState
-    inherited: bytes | None = None
+    prepared: bool = False
 
     def begin(self, *, founded: bool) -> Start:
         """Bring the parameters to x[0] and keep it in the run directory, unless the members have to give it.
@@ -52,10 +52,10 @@ class Origin:
             ContractError: it is not what the contract names.
         """
         if self.config.start_fingerprint is not None:
-            known = self.initial.read() if founded else self.inherited
+            known = self.initial.read() if founded else None
             if known is not None:
-                self._load(known)
-            elif not _is_in_file(self.config):
+                load_start(self.trainer, self.oracle, known)
+            elif not self.prepared:
                 return Start()
             self._check()
         state = self.trainer.state_bytes()
@@ -88,14 +88,6 @@ class Origin:
             return fields | {"parent": None, "block": None, "banned": []}
         return fields | {"parent": parent.run, "block": parent.round, "banned": list(parent.banned)}
 
-    def _load(self, state: bytes) -> None:
-        try:
-            self.trainer.load_state(state)
-        except StateError as error:
-            raise ConfigError(f"the state to start from does not fit the model and optimizer: {error}") from None
-        if self.oracle is not None:
-            self.oracle.start_from(self.trainer.model)
-
     def _check(self) -> None:
         found, named = self.trainer.state_digest().hex(), self.config.start_fingerprint
         if found != named:
@@ -110,10 +102,11 @@ class Origin:
         return norm, max(1, round(1000 * (time.perf_counter() - begin)))
 
 
-def founder_needs_state(config: RunConfig) -> bool:
-    """Whether the contract names a state to start from that nothing here gives: only members of the run can."""
-    return config.start_fingerprint is not None and config.local.fork_from is None and not _is_in_file(config)
-
-
-def _is_in_file(config: RunConfig) -> bool:
-    return config.model is not None and config.model.start is not None
+def load_start(trainer: Trainer, oracle: GradientOracle | None, state: bytes) -> None:
+    """Take over a state as x[0]. Raises ConfigError if it is none of this model and optimizer."""
+    try:
+        trainer.load_state(state)
+    except StateError as error:
+        raise ConfigError(f"the state to start from does not fit the model and optimizer: {error}") from None
+    if oracle is not None:
+        oracle.start_from(trainer.model)

@@ -55,16 +55,15 @@ def read_fork(named: str) -> Fork:
         ConfigError: there is no run, no such block, or no state here that was certified by then.
         VerificationError: the run's record does not verify.
     """
-    match = _NAMED.fullmatch(named)
-    assert match is not None, "the configuration has checked it"
-    path = Path(match["path"])
+    path, round = _place(named)
     if not (path / GENESIS).exists():
         raise ConfigError(f"--fork-from {named}: {path} holds no run; name the run directory of one peer")
     audit = audit_ledger(path)
     check_parent(audit)
     if not audit.blocks:
         raise ConfigError(f"--fork-from {named}: the run has no block yet")
-    round = len(audit.blocks) - 1 if match["round"] is None else int(match["round"])
+    if round is None:
+        round = len(audit.blocks) - 1
     if round >= len(audit.blocks):
         raise ConfigError(f"--fork-from {named}: the ledger ends with block {len(audit.blocks) - 1}")
     after, _ = _states(audit, round)
@@ -81,12 +80,19 @@ def read_fork(named: str) -> Fork:
     return Fork(path, _parent(audit, after, begun.digest().hex()), begun.to_bytes())
 
 
+def _place(named: str) -> tuple[Path, int | None]:
+    """RUN_DIR and ROUND of RUN_DIR or RUN_DIR:ROUND."""
+    match = _NAMED.fullmatch(named)
+    assert match is not None, "the configuration has checked it"
+    return Path(match["path"]), None if match["round"] is None else int(match["round"])
+
+
 def going_on(config: RunConfig, named: str, run_dir: Path) -> tuple[RunConfig, Fork | None]:
     """The configuration with the run named that it goes on from, and that run's record. Once the new run is founded its
     directory says the first, and the second is not looked at again.
 
     Raises:
-        ContractError: the directory is of a run that goes on from none.
+        ContractError: the directory is of a run that goes on from none, or from another block.
         ConfigError, VerificationError: as `read_fork`, or the configuration names another parent.
     """
     if not run_was_founded(run_dir):
@@ -95,6 +101,9 @@ def going_on(config: RunConfig, named: str, run_dir: Path) -> tuple[RunConfig, F
     before = load(RunDirectory.config_path(run_dir)).fork_from
     if before is None:
         raise ContractError(f"{run_dir}: its run goes on from no other; name another --run-dir for the new run")
+    round = _place(named)[1]
+    if round not in (None, before.round):
+        raise ContractError(f"{run_dir}: its run goes on from block {before.round} and not {round} of its parent")
     return config.with_parent(before), None
 
 

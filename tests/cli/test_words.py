@@ -93,6 +93,29 @@ def test_a_peers_document_holds_its_end() -> None:
     assert "done: 9 rounds, loss 0.2500" in shown.closing()
 
 
+def origin(**fields: Any) -> dict[str, Any]:
+    standard = {"event": "origin", "here": True, "fingerprint": "ab" * 32, "parent": None, "block": None, "banned": []}
+    return standard | fields
+
+
+def test_a_peer_tells_where_its_run_starts_from_and_what_others_need() -> None:
+    parent = {"parent": "cd" * 32, "block": 160}
+    for event, words, join in (
+        (origin(), "starts from parameters in a file; who joins later and has it not takes `model.fingerprint`", ""),
+        (
+            origin(**parent, banned=[A]),
+            "goes on from run cdcdcdcdcdcd at block 160, with 1 banned there",
+            "--fork-from",
+        ),
+        (origin(**parent, here=False), "its members will give this peer the state to start from", ""),
+    ):
+        lines: list[str] = []
+        with screen(lines) as shown:
+            shown.event(event)
+            shown.event({"event": "started", "peer_id": A, "addresses": ["/ip4/192.0.2.7/tcp/4001"]})
+        assert words in lines[0] and ("--fork-from" in lines[-1]) == bool(join)
+
+
 HALTED = {"event": "halted", "round": 7, "reached": 3, "members": 8, "needed": 5}
 WORDS = "halted at round 7: 3 of 8 members can be reached, and 5 must sign a block. It goes on when 2 more are back"
 

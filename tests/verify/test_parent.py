@@ -187,6 +187,8 @@ def test_a_run_goes_on_from_one_that_went_on_itself(child: Child, tmp_path: Path
 def test_once_founded_the_parent_is_not_read_again(child: Child) -> None:
     config, found = going_on(loads("run: child"), "/gone", child.path)
     assert config.fork_from == child.fork.parent and found is None
+    with pytest.raises(ContractError, match=f"goes on from block {ROUNDS - 1} and not 3"):
+        going_on(loads("run: child"), "/gone:3", child.path)
     (child.path / "config.yaml").write_text(loads("run: child").to_yaml())
     with pytest.raises(ContractError, match="goes on from no other"):
         going_on(loads("run: child"), "/gone", child.path)
