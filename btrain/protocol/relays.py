@@ -131,7 +131,7 @@ class Relays:
         assert isinstance(message.body, Receipt)
         aggregator = self.roles.owners[message.body.part]
         if message.body.worker == self.me and message.body.leaf == self._leaf(self.me, aggregator):
-            self.routes.via[aggregator] = (message.sender, self.roles.round)
+            self.routes.keep(aggregator, message.sender, self.roles.round)
 
     # --- the relay ---
 

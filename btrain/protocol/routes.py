@@ -19,6 +19,11 @@ class Routes:
     via: dict[PeerId, tuple[PeerId, int]] = field(default_factory=dict)  # aggregator -> its relay and since when
     carried: OrderedDict[Pair, int] = field(default_factory=OrderedDict)  # pair -> since when
 
+    def keep(self, aggregator: PeerId, relay: PeerId, round: int) -> None:
+        """Send parts for this aggregator to a relay from now on; what has expired goes, members that left with it."""
+        self.via = {peer: (kept, since) for peer, (kept, since) in self.via.items() if round - since < ROUTE_ROUNDS}
+        self.via[aggregator] = (relay, round)
+
     def relay_to(self, aggregator: PeerId, round: int) -> PeerId:
         """Where a part for this aggregator is sent."""
         relay, since = self.via.get(aggregator, (aggregator, 0))

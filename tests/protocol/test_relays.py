@@ -87,7 +87,7 @@ def test_relays_are_drawn_among_the_others(seed: bytes, worker: int, aggregator:
 def test_a_pair_keeps_its_relay_until_there_is_a_link_again_or_for_so_many_rounds() -> None:
     routes = Routes()
     one, other, third = PEERS[:3]
-    routes.via[one] = (other, 5)
+    routes.keep(one, other, 5)
     assert routes.relay_to(one, 5 + ROUTE_ROUNDS - 1) == other
     assert routes.relay_to(one, 5 + ROUTE_ROUNDS) == one
     routes.connected(one)
@@ -95,6 +95,13 @@ def test_a_pair_keeps_its_relay_until_there_is_a_link_again_or_for_so_many_round
     for round, peer in enumerate(PEERS):
         routes.carry((peer, third), round, 4)
     assert [routes.carries((peer, third), 16) for peer in PEERS] == [False] * 12 + [True] * 4
+
+
+def test_relays_of_members_that_are_gone_are_forgotten() -> None:
+    routes = Routes()
+    for round in range(3 * ROUTE_ROUNDS):
+        routes.keep(digest(round.to_bytes(2, "big")), PEERS[0], round)
+    assert len(routes.via) == ROUTE_ROUNDS
 
 
 # --- over the real protocol ---
