@@ -247,7 +247,7 @@ class Deciding:
 
     def resend(self, to: PeerId, held: Holdings, now: int) -> None:
         """Everything of the open decisions to a peer that may have missed it, but for what it says it holds."""
-        told = self.statements.all()
+        told = self.statements.kept()
         for index, engine in enumerate(self.engines):
             for effect in () if engine is None else engine.resend(to, now):
                 match effect:

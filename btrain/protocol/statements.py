@@ -160,9 +160,9 @@ class Statements:
 
     @property
     def held(self) -> set[bytes]:
-        """Hashes of all that was taken in or signed here."""
-        own = {m.hash for m in self.desk.signed.values() if m.statement.prev == self.state.head}
-        return self._taken | own
+        """Hashes of all that was taken in, is kept, or was given to an engine of the own: a restart loses the rest."""
+        own = (m for m in self.desk.signed.values() if isinstance(m.body, ENGINE_PAYLOADS))
+        return self._taken.union(self.kept(), (m.hash for m in own if m.statement.prev == self.state.head))
 
     def keep(self, message: Message) -> None:
         """Keep a checked statement."""
@@ -249,7 +249,7 @@ class Statements:
         known |= {m.hash: m for m in self.desk.noticed() if m.statement.prev == self.state.head}
         return [message.data for message in known.values() if message.sender in members]
 
-    def all(self) -> dict[bytes, bytes]:
+    def kept(self) -> dict[bytes, bytes]:
         """The envelopes of all that is kept, by hash."""
         return {message.hash: message.data for message in (*self.bodies.values(), *self.links.values())}
 
