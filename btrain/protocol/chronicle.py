@@ -109,11 +109,17 @@ class Chronicle:
         lacking = self.uncertified.get(number)
         return Where(number, self.state.head if lacking is None else lacking.state.head, held)
 
-    def quiet(self, now: int) -> bool:
-        """Whether nothing moved for a while."""
+    def quiet(self, opened: Round | None, now: int) -> bool:
+        """Whether nothing moved for a while; while members may compute, at lengthening intervals: nobody is late."""
         since, delta_us = now - self.decided_us, self.state.charter.message_us
-        overdue = len(self.uncertified) > 1 or (bool(self.uncertified) and since >= delta_us)
-        return since >= QUIET_DELTAS * delta_us or overdue or self.pursuit.under_way
+        if self.pursuit.under_way:
+            return True
+        if self.uncertified:
+            return len(self.uncertified) > 1 or since >= delta_us
+        periods = since // (QUIET_DELTAS * delta_us)
+        if opened is not None and opened.awaits_commits:
+            return periods.bit_count() == 1  # 1, 2, 4, 8, ...
+        return periods > 0
 
     def ask(self, peer: PeerId, opened: Round | None, now: int) -> None:
         """Ask a peer that seems to be ahead."""

@@ -139,6 +139,11 @@ class Deciding:
         engine = self.engines[index]
         return engine is not None and (engine.attempt > 0 or engine.state.left or engine.state.quit >= 0)
 
+    @property
+    def awaits_commits(self) -> bool:
+        """Whether members may still be computing in time."""
+        return self._decided[CONTRIBUTORS] is None and not self.leaving(CONTRIBUTORS)
+
     def _drive(self, index: int, effects: list[engine_effects.Effect], now: int) -> None:
         for effect in effects:
             match effect:

@@ -592,7 +592,7 @@ class Member:
         seatless = self.state.roster.seat(self.me) is None
         if not seatless and not self._halted:
             self._standstill.look(self.state, self._connected, self.chronicle.decided_us, now)
-        if self.chronicle.quiet(now) or seatless:
+        if self.chronicle.quiet(self.round, now) or seatless:
             self.chronicle.tell(None, self.round)
         self.chronicle.pursuit.under_way = False
         self._settle(now)

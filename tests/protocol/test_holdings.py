@@ -82,6 +82,22 @@ def test_while_a_decision_stands_still_nothing_is_told_again_and_again(run: Run)
     assert 1 <= max(told.values()) <= 2  # signed, and handed on with others' Quits
 
 
+def test_while_everybody_computes_little_is_said(run: Run) -> None:
+    world = run.world(4, 3, compute_us=100 * SECOND)
+    world.timings.compute_us = 60 * SECOND
+    positions: Counter[object] = Counter()
+    send = world.heap.send
+
+    def watching(src: NodeId, dst: NodeId, payload: Any, size_bytes: int) -> None:
+        positions[src] += payload[0] == "control" and isinstance(decode_packet(payload[1]), Where)
+        send(src, dst, payload, size_bytes)
+
+    world.heap.send = watching  # type: ignore[method-assign]
+    world.run(3, 200 * SECOND)
+    assert world.height(world.honest[0]) == 3
+    assert max(positions.values()) <= 3 * (1 + 2 * 5 + 2)  # on connecting; after 4, 8, 16, 32, 64 Delta of two rounds
+
+
 def test_a_member_is_told_what_it_lacks(run: Run) -> None:
     world = halves(run)
     held = member(world, 1).member.round.held
