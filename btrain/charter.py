@@ -36,6 +36,7 @@ def charter_of(config: RunConfig) -> Charter:
         sweep=verification.sweep,
         state_tolerance=verification.state_tolerance,
         banned=frozenset(config.banned),
-        rollback=verification.rollback == "proven_round",
+        rollback=verification.rollback != "none",
+        rollback_whole=verification.rollback == "window",
         final_sweep=verification.final_sweep,
     )

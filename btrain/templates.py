@@ -21,7 +21,7 @@ verification:
   audits_per_round: 1          # members that recompute others' work in place of their own; none below four members
   sweep: true                  # who is proven to cheat in a round has the whole round audited
   final_sweep: 0               # or up to 4: so many last rounds are audited too before the run is over
-  rollback: none               # or proven_round: a ban restores the parameters from before the cheat
+  rollback: none               # or proven_round, window: a ban restores the parameters from before the cheat
 aggregation: {{rule: centered_clip, tau: auto}}
 deadlines: {{message: 1s, compute: auto, transfer: auto}}
 """

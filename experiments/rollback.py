@@ -23,13 +23,13 @@ MODES = ("sweep", "rollback")
 INTRODUCTION = """\
 # Rollback against plain continuation
 
-`verification.rollback: proven_round` restores the parameters from before a proven cheat's work
-([protocol.md](protocol.md), section 9). This is what it gains: `{command}` trains an MLP on the
-digits ({rounds} steps, {members} members, batch {batch}, SGD with Nesterov's momentum, cosine to zero,
-centered_clip) with the attackers, gradients, codec and rule of the protocol over its roles, audits and
-sweeps, without its messages. {byzantine} of {members} attack; the loss is that of the training set at the end,
-over that of the same rule and seed without attackers, after as many steps that stand: mean and worst of
-{seeds} seeds.
+`verification.rollback: proven_round` restores the parameters from before a proven cheat's work since the
+proof, `window` from before all of it that members keep ([protocol.md](protocol.md), section 9). This is what
+they gain: `{command}` trains an MLP on the digits ({rounds} steps, {members} members, batch {batch}, SGD
+with Nesterov's momentum, cosine to zero, centered_clip) with the attackers, gradients, codec and rule of the
+protocol over its roles, audits and sweeps, without its messages. {byzantine} of {members} attack; the loss is that
+of the training set at the end, over that of the same rule and seed without attackers, after as many steps that
+stand: mean and worst of {seeds} seeds.
 """
 
 
@@ -61,8 +61,8 @@ def table(results: dict[str, dict[str, Any]], when: str, attacks: Iterable[str],
     lines = [
         f"## Attacks {when}",
         "",
-        "| attack | plain, mean | worst | rollback, mean | worst |",
-        "|---|---|---|---|---|",
+        "| attack | none, mean | worst | proven_round, mean | worst | window, mean | worst |",
+        "|---|---|---|---|---|---|---|",
     ]
     columns: list[list[list[float]]] = []
     for attack in attacks:
@@ -71,7 +71,8 @@ def table(results: dict[str, dict[str, Any]], when: str, attacks: Iterable[str],
         cells = (f"{mean(found):.3f} | {max(found):.3f}" for found in columns[-1])
         lines.append(f"| {attack} | {' | '.join(cells)} |")
     worst = (
-        f"{max(mean(row[i]) for row in columns):.3f} | {max(max(row[i]) for row in columns):.3f}" for i in range(2)
+        f"{max(mean(row[i]) for row in columns):.3f} | {max(max(row[i]) for row in columns):.3f}"
+        for i in range(len(MODES))
     )
     return [*lines, f"| **largest** | {' | '.join(worst)} |", ""]
 

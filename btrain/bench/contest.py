@@ -37,13 +37,14 @@ from btrain.training.schedule import Schedule as Decay
 DIGITS = {"builtin": "digits"}
 MLP = {"builtin": "mlp", "hidden": [32]}
 MOMENTUM = 0.9
+ROLLBACKS = ("rollback", "rollback_window")
 TOLERANCE = 1e-4  # of the contract, for attackers that know it
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. `attack`: NAME[:key=value,...], None for an honest run. `verification`: off, audit, sweep or rollback,
-    each with what stands before it.
+    """One run. `attack`: NAME[:key=value,...], None for an honest run. `verification`: off, audit, sweep, rollback or
+    rollback_window, each with what stands before it but the last.
     """
 
     attack: str | None = None
@@ -156,7 +157,7 @@ class Contest:
         for adversary in self.adversaries.values():
             schedule = Schedule(max(1, adversary.attack_from), adversary.every, adversary.on)
         audits = 0.0 if cell.verification == "off" else 1.0
-        return Chain(cell.members, cell.byzantine, schedule, cell.verification in ("sweep", "rollback"), audits)
+        return Chain(cell.members, cell.byzantine, schedule, cell.verification in ("sweep", *ROLLBACKS), audits)
 
     def train(self) -> Losses:
         """SGD with Nesterov's momentum, the learning rate decaying along a cosine to zero."""
@@ -182,9 +183,10 @@ class Contest:
     def _restored(self) -> Moment | None:
         """Where the bans of the round's block put the parameters, as `btrain.protocol.trajectory` has it."""
         self.moments = [m for m in self.moments if m.round >= self.play.number - ROLLBACK_ROUNDS_MAX]
-        bans = self.play.banned if self.cell.verification == "rollback" else []
+        bans = self.play.banned if self.cell.verification in ROLLBACKS else []
+        ever = self.cell.verification == "rollback_window"
         for index, moment in enumerate(self.moments):
-            if any(moment.round >= proven and (banned[0] & moment.workers).any() for proven, banned in bans):
+            if any((ever or moment.round >= proven) and (banned[0] & moment.workers).any() for proven, banned in bans):
                 del self.moments[index:]
                 return moment
         return None

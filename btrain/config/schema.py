@@ -236,8 +236,8 @@ class Verification(Section):
     """Whether a proven cheat has its whole round audited again."""
     final_sweep: Annotated[int, Field(ge=0, le=FINAL_SWEEP_MAX)] = 0
     """Rounds at the end that are audited as after a proven cheat before the run is over."""
-    rollback: Literal["none", "proven_round"] = "none"
-    """Whether the block that bans a cheat restores the parameters from before its work."""
+    rollback: Literal["none", "proven_round", "window"] = "none"
+    """Whether the block that bans a cheat restores the parameters from before its work, since the proof or all kept."""
     tolerance: Tolerance = Tolerance()
     state_tolerance: Annotated[float, Field(ge=0, lt=1)] = 2**-20
     """How far states of honest machines may lie apart, relative to the root mean square of each tensor."""

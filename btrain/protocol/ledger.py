@@ -114,6 +114,7 @@ class Charter:
     state_tolerance: float = 2**-20  # of the root mean square of each tensor of a state
     banned: frozenset[PeerId] = frozenset()  # in the run that this one goes on from
     rollback: bool = False  # whether a proven cheat has x of the proven round restored
+    rollback_whole: bool = False  # or that of the first round kept in which the banned had a share
     final_sweep: int = 0  # rounds at the end that are swept before the run is over
 
     @property
@@ -134,7 +135,7 @@ class Charter:
     def trajectory(self) -> Trajectory:
         """The way of the parameters before round 0. What is needed to rebuild x is kept for one more period."""
         window = min(self.custody_rounds, ROLLBACK_ROUNDS_MAX) if self.rollback else 0
-        return Trajectory(window, (KEPT_PERIODS - 1) * self.kept_rounds)
+        return Trajectory(window, self.rollback_whole, (KEPT_PERIODS - 1) * self.kept_rounds)
 
     def admits(self, peer: PeerId) -> bool:
         """Whether a peer that holds no seat may ask for one; of invitations the members judge that hold them."""

@@ -1,9 +1,9 @@
 """Which updates are in the parameters: a block that bans a proven cheat may take back what was built on its work.
 
-With `verification.rollback: proven_round` a block t that bans somebody for what is in the parameters restores x[s]:
-x[t+1] = x[s], optimizer state and step count included. s is the first round that stands, from the proven one on, in
-which the banned had a share. Rounds s to t are undone. Their numbers are not used again, and their x stays what was
-computed at it: audits of undone rounds go on.
+With `verification.rollback: proven_round` or `window` a block t that bans somebody for what is in the parameters
+restores x[s]: x[t+1] = x[s], optimizer state and step count included. s is the first round that stands, from the proven
+one on (with `window`: of all that are kept), in which the banned had a share. Rounds s to t are undone. Their numbers
+are not used again, and their x stays what was computed at it: audits of undone rounds go on.
 
 All of it follows from the blocks. A round is undone once at most, and for no member more than `window` + 1 of them:
 what is proven of it counts in the block of its ban, or later, if that block stands.
@@ -40,13 +40,13 @@ class Past:
         counted = {entry.aggregator for entry in block.results if entry.part not in block.void_parts}
         return cls(block.round, step, frozenset(block.contributors), frozenset(counted))
 
-    def is_spoiled_by(self, proof: Ban | Cheat) -> bool:
-        """Whether the guilty had a share in the update, in the proven round or since.
+    def is_spoiled_by(self, proof: Ban | Cheat, *, ever: bool) -> bool:
+        """Whether the guilty had a share in the update, in the proven round or since; or `ever`.
 
         An illegal encoding or result is in no sum, and breaches of the agreement's or the courts' rules spoil none.
         """
         sharing = self.workers if proof.deed == _GRADIENT else self.aggregators if proof.deed in _REDUCTION else ()
-        return self.round >= proof.round and proof.peer in sharing
+        return (ever or self.round >= proof.round) and proof.peer in sharing
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Trajectory:
     """The way from x[0] to the parameters of now. `undone` is in order and apart; `states` in order, all on the way."""
 
     window: int = 0  # rounds that a block may go back beyond its own; 0: nothing is ever undone
+    whole: bool = False  # whether rounds before the proven one are undone too
     reach: int = 0  # rounds for which members keep what leads on from a certified state
     pasts: tuple[Past, ...] = ()  # rounds that can be undone
     undone: tuple[Undone, ...] = ()
@@ -108,7 +109,9 @@ class Trajectory:
         recent = (past for past in self.pasts if past.round >= block.round - self.window)
         rebuilt = (past for past in recent if self._base(past.round) >= block.round - self.reach)
         candidates = (*rebuilt, Past.of(block, step))
-        return next((past for past in candidates if any(past.is_spoiled_by(proof) for proof in proofs)), None)
+        return next(
+            (past for past in candidates if any(past.is_spoiled_by(proof, ever=self.whole) for proof in proofs)), None
+        )
 
     def _base(self, round: int) -> int:
         """The round of the certified state from which x[round] is rebuilt; 0: from the beginning."""

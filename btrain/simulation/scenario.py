@@ -69,7 +69,8 @@ def charter_of(config: RunConfig) -> Charter:
         custody_rounds=verification.custody_rounds,
         sweep=verification.sweep,
         state_tolerance=verification.state_tolerance,
-        rollback=verification.rollback == "proven_round",
+        rollback=verification.rollback != "none",
+        rollback_whole=verification.rollback == "window",
         final_sweep=verification.final_sweep,
     )
 

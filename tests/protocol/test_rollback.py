@@ -153,3 +153,13 @@ def test_a_newcomer_follows_a_run_that_went_back(run: Run) -> None:
     node = world.node(key.public_key)
     assert node is not None and node.member.state.roster.seat(key.public_key) is not None
     world.check()
+
+
+def test_the_whole_window_takes_all_of_an_attack_back_that_is_proven_in_time(run: Run) -> None:
+    world = world_of(run, 7, {1: Cheat(), 3: Cheat()}, peers=7, rounds=12, rollback_whole=True)
+    way = ended(run, world).trajectory
+    guilty = {world.keys[i].public_key for i in (1, 3)}
+    assert set(run.bans(world)) == guilty
+    assert min(of for _, of, _ in run.bans(world).values()) > 1
+    standing = [block for block in world.blocks(world.honest[0]) if way.steps(block.round)]
+    assert not any(guilty & set(block.contributors) for block in standing)

@@ -48,7 +48,7 @@ def made(
 
 def along(blocks: Sequence[Block], way: Trajectory | None = None) -> tuple[Trajectory, int]:
     """The way after these blocks, and the steps; everything that must hold does after each of them."""
-    way, step = way or Trajectory(WINDOW, REACH), 0
+    way, step = way or Trajectory(WINDOW, reach=REACH), 0
     for block in blocks:
         restored, before = way.restored_by(block, step, block.bans), way
         way = way.after(block, step, block.bans)
@@ -121,6 +121,15 @@ def test_no_block_goes_back_further_than_the_window() -> None:
     way, step = along([*rounds(20), made(20, bans=[cheat(PEERS[0], 3)])])
     assert way.undone == (Undone(20 - WINDOW, 20),)
     assert step == 20 - WINDOW
+
+
+def test_the_whole_window_goes_back_to_before_the_first_share(run: Run) -> None:
+    others = tuple(PEERS[1:])
+    way = Trajectory(WINDOW, whole=True, reach=REACH)
+    blocks = [made(0), made(1), made(2), made(3, others), made(4), made(5), made(6), made(7, bans=[cheat(PEERS[0], 6)])]
+    assert along(blocks, way)[0].undone == (Undone(4, 7),)
+    assert along([*rounds(7), made(7, bans=[cheat(PEERS[0], 6, "illegal_encoding")])], way)[0].undone == ()
+    assert start(run, rollback=True, rollback_whole=True).trajectory.whole
 
 
 def test_a_friend_proven_of_an_undone_round_costs_what_it_had_a_share_in_since() -> None:
