@@ -81,7 +81,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run and print the document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--attacks", nargs="*", default=GRADIENT_ATTACKS)
