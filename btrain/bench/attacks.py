@@ -24,6 +24,7 @@ from btrain.bench.chain import Chain, Schedule, detection
 from btrain.bench.scoreboard import QUIET_ROUNDS, page, write
 
 MEMBERS: Final = 16
+ATTACK_FROM: Final = 3  # by then deadlines follow what is measured
 BYZANTINE: Final = (3, 7)
 CHAIN_RUNS: Final = 4000
 CHAIN_ROUNDS_MAX: Final = 400
@@ -68,7 +69,7 @@ UNDETECTED_SEEDS: Final = 2  # it bisects against the audit itself: each run tak
 
 @dataclass(frozen=True)
 class Match:
-    """One run of the whole protocol. Attacks begin in round 3: by then deadlines follow what is measured.
+    """One run of the whole protocol.
 
     attack: empty for honest peers alone, which others are compared with.
     """
@@ -101,7 +102,7 @@ def play_match(match: Match) -> dict[str, Any]:
     config = loads(template("digits"), overrides=["batch_size=32", f"verification.sweep={sweep}"], peers=match.members)
     scenario = stage(
         config, peers=match.members, byzantine=match.byzantine, attacks=[match.attack] if match.attack else [],
-        rounds=match.rounds, attack_from=3, seed=match.seed, stop_when_banned=True, signatures="counted",
+        rounds=match.rounds, attack_from=ATTACK_FROM, seed=match.seed, stop_when_banned=True, signatures="counted",
     )  # fmt: skip
     scenario.run()
     scenario.world.check()
@@ -204,7 +205,7 @@ def _rounds_of(name: str) -> int:
     behaviour = get_adversary(name)
     if not (isinstance(behaviour, Adversary) and behaviour.outcome == "banned"):
         return QUIET_ROUNDS
-    return 100 if first_round(name, 3) > 3 else 60
+    return 100 if first_round(name, ATTACK_FROM) > ATTACK_FROM else 60
 
 
 def _urgency(match: Match) -> int:
@@ -296,9 +297,15 @@ def protocol_rows(results: dict[str, dict[str, Any]], wanted: Iterable[Match]) -
             "false_bans": sum(run["false_bans"] for run in runs), "forks": sum(run["forks"] for run in runs),
             "honest_peer_rounds": sum(run["honest_peer_rounds"] for run in runs),
             "void_parts": runs[0]["void_parts"],
-            **{of: None if alike is None else runs[0][of] / alike[of] for of in ("seconds", "bytes", "loss")},
+            **{of: None if alike is None else runs[0][of] / alike[of] for of in ("bytes", "loss")},
+            "deltas": None if alike is None else _deltas_a_round(runs[0]) - _deltas_a_round(alike),
         })  # fmt: skip
     return rows
+
+
+def _deltas_a_round(run: dict[str, Any]) -> float:
+    """How long a round of the attack took, in Delta: a second in the template that matches are played with."""
+    return float(run["seconds"] / (run["rounds"] - ATTACK_FROM))
 
 
 def document(options: argparse.Namespace) -> dict[str, Any]:

@@ -96,9 +96,10 @@ PROTOCOL: Final = """\
 ## Every attack over the whole protocol
 
 So many of 16 do this from round 3 on, whole protocol, virtual time, one run a number ("-": nobody, or not everybody,
-was banned within {quiet} rounds, of attacks that audits find within 60 or 100). Where nobody was banned the last
-columns say what the attack did in {quiet} rounds, over the same rounds without attackers: how much longer they took,
-how much more an honest peer sent, the held-out loss. **False bans: {false_bans}, forks: {forks}**, in
+was banned within {quiet} rounds, of attacks that audits find within 60 or 100; empty: not played). Where nobody was
+banned the last columns say what the attack did in these {quiet} rounds, against the same rounds without attackers: by
+how many Delta it made a round longer (for up to b peers; silent ones cost it for 2^strikes rounds less each time), and
+over those rounds what an honest peer sent and the held-out loss. **False bans: {false_bans}, forks: {forks}**, in
 {honest_peer_rounds} honest peer-rounds of the runs with attackers on this page.
 """
 BELOW: Final = """\
@@ -208,7 +209,7 @@ def protocol_section(rows: Sequence[Row]) -> list[str]:
         most = groups[max(groups)]
         bans = [bans_of(groups[byzantine]) if byzantine in groups else "" for byzantine in (7, 3)]
         shown.append([attack, met(most), *bans, *harm(most)])
-    columns = ["attack", "found by, or bounded by", "7 of 16: first, last ban", "3 of 16", "time", "sent", "loss"]
+    columns = ["attack", "found by, or bounded by", "7 of 16: first, last ban", "3 of 16", "+ Delta", "sent", "loss"]
     return [PROTOCOL.format(quiet=QUIET_ROUNDS, **total), table(columns, shown), BELOW]
 
 
@@ -221,7 +222,9 @@ def harm(row: Row) -> list[str]:
     """What a row without bans cost over the same rounds without attackers."""
     if any(row["banned"]):
         return ["", "", ""]
-    return ["" if row[of] is None else f"{row[of]:.2f}" for of in ("seconds", "bytes", "loss")]
+    if row["deltas"] is None:
+        return ["", "", ""]
+    return [f"{row['deltas']:.1f}", f"{row['bytes']:.2f}", f"{row['loss']:.2f}"]
 
 
 def met(row: Row) -> str:

@@ -87,7 +87,7 @@ def test_the_page_names_what_found_each_attack(tmp_path: Path) -> None:
     silent = run({"first": None, "last": None, "banned": 0, "deeds": [], "rounds": 14})
     for match in wanted:
         if match.attack in ("", "freeze", "lie", "kill"):
-            absent, seconds = (2, 9.0) if match.attack in ("freeze", "kill") else (0, 3.0)
+            absent, seconds = (2, 14.0) if match.attack in ("freeze", "kill") else (0, 3.0)
             results[job_of("protocol", match).key] = silent | {"absent": absent, "seconds": seconds}
     found = {
         "members": 16,
@@ -98,7 +98,7 @@ def test_the_page_names_what_found_each_attack(tmp_path: Path) -> None:
     scoreboard.write(found, tmp_path / "board.md")
     text = (tmp_path / "board.md").read_text()
     assert "| alie | recomputed by a validator or the sweep, votes of a quorum | 2, 4 | 2, 4 |  |  |  |" in text
-    assert f"| freeze | {scoreboard.SILENT} | -, - | -, - | 3.00 | 1.00 | 1.00 |" in text
+    assert f"| freeze | {scoreboard.SILENT} | -, - | -, - | 1.0 | 1.00 | 1.00 |" in text
     assert "| lie | b votes are no quorum" in text and "| kill | an honest peer" in text
     assert "**False bans: 0, forks: 0**" in text
     assert "| 7 of 16 | always | on | 2, 2 | 4, 4 |" in text
