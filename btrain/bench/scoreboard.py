@@ -98,8 +98,8 @@ PROTOCOL: Final = """\
 So many of 16 do this from round 3 on, whole protocol, virtual time, one run a number ("-": nobody, or not everybody,
 was banned within {quiet} rounds, of attacks that audits find within 60 or 100; empty: not played). Where nobody was
 banned the last columns say what the attack did in these {quiet} rounds, against the same rounds without attackers: by
-how many Delta it made a round longer (for up to b peers; silent ones cost it for 2^strikes rounds less each time), and
-over those rounds what an honest peer sent and the held-out loss. **False bans: {false_bans}, forks: {forks}**, in
+how many Delta it made a round longer (the first rounds of a silence are the dearest: then the seats are lost), and over
+those rounds what an honest peer sent and the held-out loss. **False bans: {false_bans}, forks: {forks}**, in
 {honest_peer_rounds} honest peer-rounds of the runs with attackers on this page.
 """
 BELOW: Final = """\
