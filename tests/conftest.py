@@ -26,6 +26,7 @@ _OF_PROCESSES = (
     "peer/test_crashes.py",
     "peer/test_founding.py",
     "peer/test_gpt.py",
+    "peer/test_healing.py",
     "peer/test_joining.py",
     "peer/test_leaving.py",
     "peer/test_lineage.py",

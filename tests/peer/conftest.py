@@ -98,15 +98,20 @@ class Town:
         join: str | None = None,
         text: str | None = None,
         die: tuple[str, int, bool] | None = None,
+        apart: tuple[str, ...] = (),
+        nudge: int | None = None,
         **options: Any,
     ) -> Resident:
-        """Start a peer, or start it again in its directory."""
+        """Start a peer, or start it again in its directory. apart, nudge: see `peer_process.run`."""
         receiving, sending = self._context.Pipe(duplex=False)
         options = {"run_dir": self.directory / name, **options}
         if join is not None:
             options["join"] = (join,)
         process = self._context.Process(
-            target=peer_process.run, args=(sending, text or self.text, options, die), name=name, daemon=True
+            target=peer_process.run,
+            args=(sending, text or self.text, options, die, apart, nudge),
+            name=name,
+            daemon=True,
         )
         process.start()
         sending.close()

@@ -16,17 +16,28 @@ import torch
 
 from btrain.config import loads
 from btrain.errors import BtrainError
+from btrain.identity import peer_id_bytes
 from btrain.peer import PeerOptions, run_peer
 from btrain.peer.executor import Executor
+from btrain.peer.learning import Learning
+from btrain.peer.shell import Shell
 from btrain.protocol.effects import Effect, Send
 from btrain.protocol.encoding import decode
 from btrain.protocol.messages import ENVELOPE_BYTES_MAX, Envelope, Statement
 from btrain.protocol.packets import Envelopes, decode_packet
 
 
-def run(channel: Connection, text: str, options: dict[str, Any], die: tuple[str, int, bool] | None) -> None:
+def run(
+    channel: Connection,
+    text: str,
+    options: dict[str, Any],
+    die: tuple[str, int, bool] | None,
+    apart: tuple[str, ...] = (),
+    nudge: int | None = None,
+) -> None:
     """Run a peer. Events go through the channel; `die` = (kind, round, after): SIGKILL before or after its first own
-    statement of the kind leaves in that round or a later one."""
+    statement of the kind leaves in that round or a later one. apart: peers that it cannot reach, nor they it. nudge:
+    the round at whose start the last bits of some of its parameters change."""
     os.setpgid(0, 0)
     sys.stdin.close()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
@@ -43,6 +54,9 @@ def run(channel: Connection, text: str, options: dict[str, Any], die: tuple[str,
 
     if die is not None:
         _die_when_sending(*die)
+    _keep_apart(apart)
+    if nudge is not None:
+        _nudge_at(nudge)
     try:
         code = run_peer(loads(text), PeerOptions(**options), tell)
     except BtrainError as error:
@@ -58,6 +72,30 @@ def _end_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
+
+
+def _keep_apart(peers: tuple[str, ...]) -> None:
+    begin = Shell._begin
+
+    def beginning(self: Shell) -> None:
+        for peer in peers:
+            self._network.block(peer_id_bytes(peer), "the network is broken in two")
+        begin(self)
+
+    Shell._begin = beginning  # type: ignore[method-assign]
+
+
+def _nudge_at(round: int) -> None:
+    at = Learning.at
+
+    def nudged(self: Learning, reached: int, **options: Any) -> None:
+        if reached == round and self.x_round < round:
+            with torch.no_grad():
+                values = next(self.trainer.model.parameters()).view(-1)[:64]
+                values.copy_(torch.nextafter(values, torch.full_like(values, torch.inf)))
+        at(self, reached, **options)
+
+    Learning.at = nudged  # type: ignore[method-assign]
 
 
 def _die_when_sending(kind: str, round: int, after: bool) -> None:
