@@ -8,15 +8,17 @@ import pytest
 from torch import Tensor
 
 from btrain.protocol.behaviour import Behaviour, Replay
+from btrain.protocol.charges import Charges
 from btrain.protocol.cheats import ROUNDS_MAX
+from btrain.protocol.desk import Desk
 from btrain.protocol.encoding import ZERO, encode
 from btrain.protocol.ledger import Block, LedgerState
-from btrain.protocol.messages import Accusation, Charge, Statement, Verdict, sign
+from btrain.protocol.messages import Accusation, Charge, Statement, Verdict, Verifier, sign
 from btrain.protocol.packets import Envelopes, decode_packet, encode_packet
 from btrain.protocol.round import Round
 from btrain.simulation.heap import NodeId, Port
 from btrain.simulation.peer import Identity, SimulatedPeer
-from btrain.simulation.world import World
+from btrain.simulation.world import World, simulated_keys
 from tests.protocol.test_ledger import PEERS, decided, start
 
 SECOND = 1_000_000
@@ -100,6 +102,24 @@ def test_nobody_is_swept_for_who_never_held_a_seat_or_is_long_gone(run: Run) -> 
     assert not state.opens_sweep(bytes(32), 2)
     assert state.opens_sweep(PEERS[4], 4) and not state.opens_sweep(PEERS[4], 0)
     assert not at(run, 9).opens_sweep(PEERS[4], 10)
+
+
+def test_a_member_lists_a_proof_of_every_spoiled_round_and_goes_on_after_the_ban(run: Run) -> None:
+    state = at(run, 9)
+    charges = Charges(Desk(simulated_keys(31, 1)[0], state.run, Verifier()), Behaviour(), state)
+    for deed, of in [("equivocation", 3), ("equivocation", 4), *(("illegal_result", of) for of in range(1, 9))]:
+        charges.charge(deed, PEERS[4], of, [], [])
+    listed = charges.listed(state)
+    assert [(c.deed, c.round) for c in listed] == [
+        ("equivocation", 3), *(("illegal_result", of) for of in range(1, 1 + ROUNDS_MAX)),
+    ]  # fmt: skip
+    state = state.advance(listing(state, {"charges": listed[:1]}, 4))
+    charges.stand_at(state)
+    assert charges.listed(state) == listed[1:]
+    state = state.advance(listing(state, {"charges": listed[1:]}))
+    assert swept(state) == [1, 2]
+    charges.stand_at(state)
+    assert [charge.round for charge in charges.listed(state)] == [3, 4]
 
 
 # --- the whole protocol ---
