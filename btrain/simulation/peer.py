@@ -283,7 +283,9 @@ class SimulatedPeer:
                 result = self.identity.work.run(job)
                 self._after(timings.work_us, lambda now: self.member.work_done(token, result, now))
             case Compute(round, seed):
-                self._after(duration, lambda now: self._computed(round, seed, duration, now))
+                opened = self.member.round
+                if opened is not None and opened.round == round:
+                    self._after(duration, lambda now: self._computed(opened, seed, duration, now))
             case Recompute(token, round, seed):
                 self._after(duration, lambda now: self._recomputed(token, round, seed, now))
             case KeepParameters(rounds):
@@ -311,18 +313,17 @@ class SimulatedPeer:
             return False
         return ours is not None and theirs is not None and self.learner.is_close(ours, theirs, tolerance)
 
-    def _computed(self, round: int, seed: bytes, duration_us: int, now: int) -> list[Effect]:
-        open_round = self.member.round
-        if open_round is None or open_round.round != round or self.x_round != round:
-            return []
-        x = self._snapshots[round]
+    def _computed(self, opened: Round, seed: bytes, duration_us: int, now: int) -> list[Effect]:
+        if self.member.round is not opened or self.x_round != opened.round:
+            return []  # over, or given up for a round of the same number on another chain
+        x = self._snapshots[opened.round]
         own = self.learner.gradient(x, seed)
 
         def replay(batch_seed: bytes, *, flip_labels: bool = False) -> Tensor:
             return self.learner.gradient(x, batch_seed, flip_labels=flip_labels)
 
-        gradient = self._behave(own, open_round, replay)
-        return self.member.computed(round, gradient, duration_us / 1e6, now)
+        gradient = self._behave(own, opened, replay)
+        return self.member.computed(opened.round, gradient, duration_us / 1e6, now)
 
     def _behave(self, own: Tensor, round: Round, replay: Any) -> Tensor:
         return self.identity.behaviour.gradient(own, round, replay)
