@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,16 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from btrain.adversary.registry import get_adversary
-from btrain.adversary.signer import two_faced
+from btrain.adversary.sender import others
 from btrain.identity import SigningKey
 from btrain.protocol.audit import GradientCheck
 from btrain.protocol.behaviour import Behaviour, Replay
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import Effect, PutBlob
-from btrain.protocol.encoding import PeerId, sha256
+from btrain.protocol.encoding import PeerId, encode, sha256
 from btrain.protocol.evidence import open_evidence, verify_evidence
 from btrain.protocol.ledger import Block
-from btrain.protocol.messages import Admission, Message, Trial, TrialEntry, Verifier
+from btrain.protocol.messages import Admission, Message, Trial, TrialEntry, Verifier, sign
+from btrain.protocol.packets import Envelopes
 from btrain.protocol.probation import SILENT_ROUNDS_MIN, Probation, auditors
 from btrain.protocol.roster import Former, Roster, Seat
 from btrain.protocol.round import Round
@@ -162,13 +164,16 @@ class TwoTrials(Behaviour):
     def broadcast(self, desk: Desk, message: Message, round: Round) -> None:
         if isinstance(message.body, Trial):
             first, *rest = message.body.leaves
-            two_faced(desk, message, Trial((sha256(first), *rest)), round)
+            statement = msgspec.structs.replace(message.statement, body=encode(Trial((sha256(first), *rest))))
+            for position, peer in enumerate(others(round)):
+                desk.send(Envelopes(((sign(desk.key, statement) if position % 2 else message).data,)), peer)
         else:
             desk.broadcast(message)
 
 
+# Two Trials meet when r draws an auditor that was shown the second one: two of the five here, in the eighth round.
 @pytest.mark.parametrize(("behaviour", "deed", "found_in"), [
-    (Reversed(), "wrong_gradient", 3), (Encoding(scale=1e38), "illegal_encoding", 3), (TwoTrials(), "equivocation", 7),
+    (Reversed(), "wrong_gradient", 3), (Encoding(scale=1e38), "illegal_encoding", 3), (TwoTrials(), "equivocation", 8),
 ], ids=["reversed", "scale", "two trials"])  # fmt: skip
 def test_a_cheat_on_probation_is_banned_on_evidence(run: Run, behaviour: Behaviour, deed: str, found_in: int) -> None:
     world = joined(run, behaviour, rounds=22)
