@@ -2,6 +2,7 @@
 #   make demo    eight local peers train digits, three attack and are banned
 #   make test    the test suite;   make test-processes   with real peers;   make test-slow   what takes minutes
 #   make soak    random simulated runs with faults and attackers, as many as fit in SOAK_SECONDS
+#   make churn   real peers come, leave and are killed for some minutes
 #   make lint    ruff, mypy --strict, the import contracts
 #   make bench   the benchmark tables of docs/
 
@@ -19,10 +20,10 @@ REFEREES := $(VENV)/.referees
 WORKERS ?= 2
 SOAK_SECONDS ?= 600
 
-.PHONY: help env demo test test-processes test-slow soak lint format bench referees clean
+.PHONY: help env demo test test-processes test-slow soak churn lint format bench referees clean
 
 help:
-	@sed -n '1,6p' Makefile
+	@sed -n '1,7p' Makefile
 
 env: $(READY)
 
@@ -46,6 +47,9 @@ test-slow: $(READY)
 
 soak: $(READY)
 	$(BIN)/python experiments/soak.py --seconds $(SOAK_SECONDS) --workers $(WORKERS)
+
+churn: $(READY)
+	$(BIN)/python experiments/churn_processes.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

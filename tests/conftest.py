@@ -31,6 +31,7 @@ _OF_PROCESSES = (
     "peer/test_leaving.py",
     "peer/test_lineage.py",
     "swarm/test_attacks.py",
+    "swarm/test_churn.py",
     "swarm/test_processes.py",
     "swarm/test_sizes.py",
     "p2p/test_processes.py",

@@ -36,7 +36,10 @@ def run_peer(config: RunConfig, options: PeerOptions, on_event: Callable[[dict[s
 
 @contextmanager
 def _leaving_on_signals(run: Run) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) leaves in order, the second stops at once. Signals are the main thread's."""
+    """The first Ctrl-C (or SIGTERM, or the end of the terminal) leaves in order, the second stops at once.
+
+    Signals are the main thread's. `nohup` has the end of the terminal ignored, and it stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -49,7 +52,10 @@ def _leaving_on_signals(run: Run) -> Iterator[None]:
         asked = True
         run.leave()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        heeded.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
     finally:

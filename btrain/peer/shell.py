@@ -44,6 +44,7 @@ ADDRESSES_MAX = 8
 LINGER_DELTAS = 4  # a finished peer waits so long for a member that is behind, and as long again after every sign of it
 LINGER_DELTAS_MAX = 60
 LEAVE_DELTAS = 3  # beside two rounds: the block that gives the seat up is the next one or the one after
+LEAVE_DELTAS_MAX = 60  # and so long while enough members are there to make that block: somebody may just have failed
 
 # The first bytes of a packet tell what it is, so that the protocol's own are not decoded twice.
 _TAG = slice(1, 3)
@@ -65,6 +66,7 @@ class Shell:
         self._whereabouts = Whereabouts(self.store)
         self._token: trio.lowlevel.TrioToken | None = None
         self._leave_asked = False
+        self._leave_until = 0
         self._stopped: Stop | None = None
         self._stop_event: trio.Event
         self._network: Network
@@ -76,6 +78,7 @@ class Shell:
         self._done_at: int | None = None
         self._round_us = 0  # how long the last round took
         self._members: frozenset[PeerId] = frozenset()
+        self._leavers: frozenset[PeerId] = frozenset()  # gave their seats up in the last block, and are told so
 
     # --- life ---
 
@@ -165,7 +168,7 @@ class Shell:
         """Who has a seat or is on its way to one is let in and dialled; who was banned is kept away."""
         assert self.member is not None
         roster = self.member.state.roster
-        members = frozenset(roster.members) | self.member.candidates
+        members = (frozenset(roster.members) | self.member.candidates | self._leavers) - roster.banned
         for peer in members:
             if peer in self.member.addresses:
                 self._whereabouts.learn(peer, self.member.addresses[peer])
@@ -221,8 +224,19 @@ class Shell:
             return
         self._tell("leaving", round=member.state.round)
         self._executor.give(member.leave(self.now()))
-        patience_us = LEAVE_DELTAS * self.store.charter.message_us + 2 * self._round_us
-        self._timers.set("shell:left", self.now() + patience_us)
+        delta_us, begin = self.store.charter.message_us, self.now() + 2 * self._round_us
+        self._leave_until = begin + LEAVE_DELTAS_MAX * delta_us
+        self._timers.set("leaving", begin + LEAVE_DELTAS * delta_us)
+
+    def _go_or_wait(self) -> None:
+        """No block says yet that the seat is given up. To go now is to fail, which the others may not bear."""
+        assert self.member is not None
+        roster = self.member.state.roster
+        here = sum(roster.seat(peer) is not None for peer in self._network.peers) + 1
+        if here < roster.quorum or self.now() >= self._leave_until:
+            self._stop(Stop("left"))
+        else:
+            self._timers.set("leaving", self.now() + self.store.charter.message_us)
 
     def _stop(self, stop: Stop) -> None:
         if self._stopped is None:
@@ -253,6 +267,7 @@ class Shell:
         self._tell(name, **readable)
         if name == "block":
             self._round_us = round(1e6 * sum(fields["seconds"].values()))
+            self._leavers = frozenset(map(peer_id_bytes, readable.get("left", ())))
         if name in ("block", "caught_up", "banned") and self.member is not None:
             self._update_members()
             self._whereabouts.forget_all_but(set(self._members))
@@ -374,6 +389,8 @@ class Shell:
     def _on_timer(self, name: str) -> None:
         if name == "founding":
             self._enter_run(self._entrance.timer(self.now()))
+        elif name == "leaving":
+            self._go_or_wait()
         elif name.startswith("shell:"):
             self._stop(Stop(name.removeprefix("shell:")))
         elif name.startswith(FETCH):

@@ -29,6 +29,7 @@ def left_nothing(peer: Resident) -> None:
         pytest.param(3, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(5, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(4, signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(4, signal.SIGHUP, marks=pytest.mark.slow),  # the terminal is closed
     ],
 )
 def test_one_leaves_in_order_and_the_others_go_on(town: Town, count: int, number: int) -> None:
@@ -44,8 +45,22 @@ def test_one_leaves_in_order_and_the_others_go_on(town: Town, count: int, number
     town.goes_on(*names[1:])
     town.kill(*names[1:])
     town.check()
+    assert any(peers[0].peer_id in event["left"] for event in peers[0].all("block"))  # it was told, and did not wait
     if count > 3:  # three seats are as few as one fault needs: there the seat stays, absent
         assert [peer for block in town.blocks("b") for peer in block.departures] != []
+
+
+def test_who_leaves_stays_until_a_block_says_so_though_another_is_killed(town: Town) -> None:
+    """The round in which somebody fails is a long one. Who went meanwhile would be one more failure."""
+    town.config(4, deadlines__compute="8s")
+    peers = town.found("a", "b", "c", "d")
+    town.until(lambda: all(peer.height >= 3 for peer in peers))
+    town.kill("d")
+    town.signal(signal.SIGINT, "a")
+    town.gone("a")
+    assert any(peers[0].peer_id in event["left"] for event in peers[0].all("block"))
+    town.kill("b", "c")
+    town.check()
 
 
 def test_all_leave_at_once(town: Town) -> None:
