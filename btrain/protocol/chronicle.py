@@ -105,9 +105,13 @@ class Chronicle:
 
     def _where(self, held: Holdings | None) -> Where:
         """The next block that this member lacks, certified."""
-        number = min(self.uncertified, default=self.state.round)
-        lacking = self.uncertified.get(number)
-        return Where(number, self.state.head if lacking is None else lacking.state.head, held)
+        lacking = self.uncertified.get(self._lacks)
+        return Where(self._lacks, self.state.head if lacking is None else lacking.state.head, held)
+
+    @property
+    def _lacks(self) -> int:
+        """The first round whose block is not here with its certificate."""
+        return min(self.uncertified, default=self.state.round)
 
     def quiet(self, opened: Round | None, now: int) -> bool:
         """Whether nothing moved for a while; while members may compute, at lengthening intervals: nobody is late."""
@@ -137,7 +141,7 @@ class Chronicle:
             blocks = self._from(max(0, where.round - BLOCKS_MAX) if apart else where.round)
             if blocks:
                 self.desk.send(Blocks(tuple(blocks)), sender)
-            elif where.round + 1 >= self.state.round and self.state.answers(sender):
+            elif where.round + 1 >= self._lacks and self.state.answers(sender):
                 self._retell(sender, where.held, opened, now)
 
     def _retell(self, to: PeerId, held: Holdings | None, opened: Round | None, now: int) -> None:
