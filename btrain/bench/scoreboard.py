@@ -84,7 +84,8 @@ Beyond the aim, training loss: {train}.
 Held-out loss: {held_out}.
 
 These attacks turn the sum against the gradient by the whole clipping radius in every round until audit, votes and sweep
-have banned them, and the steps are largest early in a run. Attacks in strikes begin in round 50.
+have banned them, and the steps are largest early in a run. Attacks in strikes begin in round 50. What restoring the
+parameters after a ban takes back of it stands in [rollback.md](rollback.md).
 """
 UNDETECTED: Final = """\
 **What is never found**: {attack}, in every round, {byzantine} of 16, each pushing against the honest mean as far as the
