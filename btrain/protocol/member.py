@@ -363,7 +363,7 @@ class Member:
         ahead = of - state.round
         if ahead > ROUNDS_AHEAD_MAX:
             self.chronicle.ask(sender, self.round, now)
-        if abs(ahead) > ROUNDS_AHEAD_MAX:
+        if abs(ahead) > ROUNDS_AHEAD_MAX and of not in self.chronicle.uncertified:
             raise StaleMessage(f"{message.statement.kind} of round {of} in round {state.round}")
         if isinstance(body, Leave):
             self.seats.leaves(message.sender, state.round)
