@@ -78,7 +78,7 @@ def packed(norm: float, sketch_S: F64) -> bytes:
     """A row. The peak is the largest bucket's magnitude rounded up, so that no code is beyond the largest."""
     largest = float(np.abs(sketch_S).max())
     peak = np.float32(largest)
-    if 0 < peak < largest:
+    if 0 < float(peak) < largest:  # not in float32, where NumPy would compare the two equal
         peak = np.nextafter(peak, np.float32(np.inf))
     codes_S = np.rint(sketch_S * (CODE_MAX / float(peak))) if peak else np.zeros(BUCKETS)
     return np.array([norm, peak], "<f4").tobytes() + codes_S.astype("<i2").tobytes()
