@@ -93,7 +93,7 @@ class Equivocate(Stalling):
         said = self.stalled(desk, message, round) if self.kind in OF_LATER_ATTEMPTS else message
         if said is None:
             return
-        if said.statement.kind == self.kind:
+        if said.statement.kind == self.kind and self.kind not in VOLUNTEERED:
             self.two_faced(desk, said, self._other(said), round)
         elif self.kind == "dispute" and isinstance(said.body, Approval):
             self._dispute(desk, round)

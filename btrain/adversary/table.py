@@ -124,9 +124,11 @@ class DenyRow(Adversary):
         return reduce_committed(rest, round.roles.layout.part_numel(part), round.exchange.rule)
 
     def table(self, table: Table, part: int, round: Round) -> Table:
-        """No row for the victim."""
-        victim = self._dropped.get(part)
-        rows = zip(inputs(round, part), table.rows, strict=True)
+        """No row for the victim; an attack beside this one may have left nothing to put rows to."""
+        victim, workers = self._dropped.get(part), inputs(round, part)
+        if len(workers) != len(table.rows):
+            return table
+        rows = zip(workers, table.rows, strict=True)
         return msgspec.structs.replace(table, rows=tuple(b"" if worker == victim else row for worker, row in rows))
 
 

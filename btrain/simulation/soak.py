@@ -80,7 +80,9 @@ def draw_case(seed: int, sizes: tuple[int, ...] = (4, 4, 5, 5, 6, 7, 8)) -> Case
     rounds = dice.randint(8, 40)
     span_us = int(rounds * ROUND_US * dice.uniform(0.5, 1.5))
     faults = Faults() if calm else draw_faults(dice, peers, byzantine, faulty_max, span_us)
-    return Case(seed, peers, rounds, dice.choice((300, 1500, 2100)), attacks, dice.randint(0, 6), faults)
+    numel, attack_from = dice.choice((300, 1500, 2100)), dice.randint(0, 6)
+    rollback, final_sweep = dice.random() < 0.3, dice.choice((0, 3))
+    return Case(seed, peers, rounds, numel, attacks, attack_from, faults, rollback, final_sweep)
 
 
 def draw_attack(dice: random.Random) -> str:
