@@ -20,7 +20,7 @@ OPEN_FILES_MIN = 1024
 
 
 def examine(run_dir: Path | None) -> dict[str, Any]:
-    """The machine, and the run directory if one is given. Raises ConfigError, StorageError, CorruptFile for that."""
+    """The machine, and the run directory if one is given. Raises ConfigError, StorageError for that."""
     if run_dir is not None and not run_dir.is_dir():
         raise ConfigError(f"{run_dir}: is no run directory")
     document: dict[str, Any] = {
@@ -74,12 +74,12 @@ def _run(path: Path, advice: list[str]) -> dict[str, Any]:
         found["peer_id"] = peer_id_text(read_key(key).public_key) if key.exists() else None
     except BtrainError as error:
         advice.append(str(error))
-    rounds = list(read_json_lines(metrics)) if metrics.exists() else []
+    rounds = list(read_json_lines(metrics, lambda damage: advice.append(str(damage)))) if metrics.exists() else []
     shares = [line["clipped_share"] for line in rounds if line.get("clipped_share") is not None]
     found |= {
         "rounds": len(rounds),
         "clipped_share": median(shares) if shares else None,
-        "void_rounds": sum(1 for line in rounds if line["round"] and line["void"]),
+        "void_rounds": sum(1 for line in rounds if line.get("round") and line.get("void")),
     }
     if shares and median(shares) > CLIPPED_SHARE_MAX:
         advice.append(

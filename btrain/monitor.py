@@ -80,7 +80,7 @@ class Board:
         row.status = "started"
 
     def _on_waiting(self, source: str, row: Row, event: Event) -> None:
-        row.status = f"waiting ({event['have']} of {event['need']})"
+        row.status = "waiting" if event["have"] is None else f"waiting ({event['have']} of {event['need']})"
 
     def _on_founded(self, source: str, row: Row, event: Event) -> None:
         row.status = "active"

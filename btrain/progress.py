@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
+from btrain.storage.durable import CorruptFile
 from btrain.storage.run_directory import RunDirectory
+from btrain.storage.streams import read_json_lines
+
+logger = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 1.0
 HALTED = "halted"
@@ -29,6 +35,11 @@ def halted_text(event: Event) -> str:
     )
 
 
+def bans_before(round: int, bans: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The bans that stand when the blocks from `round` on do not any more."""
+    return [ban for ban in bans if ban["banned_round"] < round]
+
+
 class Progress:
     """What the events say; the last word on each matter counts. `fields` is plain data."""
 
@@ -43,10 +54,13 @@ class Progress:
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Self:
-        """What these events say."""
+        """What these events say; one that lacks what its kind has is passed over."""
         progress = cls()
         for event in events:
-            progress.take(event)
+            try:
+                progress.take(event)
+            except (KeyError, TypeError):
+                logger.warning("an event cannot be understood and is passed over: %s", event)
         return progress
 
     def take(self, event: Event) -> None:
@@ -55,7 +69,7 @@ class Progress:
         found["last_event"] = event.get("time", found["last_event"])
         match event["event"]:
             case "started":
-                found["state"] = "started"
+                found |= {"state": "started", "halted": None, "stalled": None}
             case "waiting":
                 have, need = event["have"], event["need"]
                 found["state"] = "waiting" if have is None else f"waiting ({have} of {need})"
@@ -99,8 +113,18 @@ class Progress:
                 self.fields["forks"] += 1
             case "rolled_back":
                 self.fields["rolled_back"] += 1
+                self.fields["bans"] = bans_before(event["round"], self.fields["bans"])
             case "restored":
                 self.fields["restored"] = {key: event[key] for key in _RESTORED}
+
+
+def logged_events(path: Path) -> list[Event]:
+    """The events of a file; damaged lines are passed over. Raises StorageError."""
+
+    def warn(damage: CorruptFile) -> None:
+        logger.warning("%s; the line is passed over", damage)
+
+    return list(read_json_lines(path, warn))
 
 
 class StatusFile:

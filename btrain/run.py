@@ -32,7 +32,7 @@ from btrain.peer.learning import ComputeHere, Learning, LoadHere, Stop
 from btrain.peer.options import PeerOptions
 from btrain.peer.origin import Origin, load_start
 from btrain.peer.store import Store
-from btrain.progress import StatusFile
+from btrain.progress import StatusFile, logged_events
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.effects import Apply
 from btrain.protocol.encoding import digest
@@ -40,7 +40,6 @@ from btrain.protocol.errors import InvalidInvitation
 from btrain.protocol.invitations import invitation_bytes
 from btrain.storage.durable import StorageError
 from btrain.storage.run_directory import RunDirectory, run_was_founded
-from btrain.storage.streams import read_json_lines
 from btrain.training import (
     Evaluation,
     Evaluator,
@@ -186,7 +185,7 @@ class Run:
             )
         invitations = _invitations(config)
         key, self._directory = self._open_directory(run_dir)
-        self._status = StatusFile(self._directory, read_json_lines(self._directory.events.path))
+        self._status = StatusFile(self._directory, logged_events(self._directory.events.path))
         store = Store(self._directory, charter_of(config))
         self._origin = Origin(config, trainer, self.oracle, store.initial, prepared)
         start = self._origin.begin(founded=founded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 
 from btrain.errors import ConfigError
 from btrain.identity import short_id
-from btrain.progress import HALTED, Progress
+from btrain.progress import HALTED, Progress, logged_events
+from btrain.storage.durable import CorruptFile
 from btrain.storage.run_directory import list_run
-from btrain.storage.streams import read_json_lines, read_status
+from btrain.storage.streams import read_status
 
 SILENT_S = 30.0
 
+logger = logging.getLogger(__name__)
+
 
 def read_status_of(path: Path) -> dict[str, Any]:
-    """A peer's directory or a swarm's. Raises ConfigError if there is no run, CorruptFile for damaged streams."""
+    """A peer's directory or a swarm's. Raises ConfigError if there is no run, CorruptFile for a damaged ledger."""
     if not path.is_dir():
         raise ConfigError(f"{path}: is no run directory")
     folders = (
@@ -38,10 +42,8 @@ def _is_peer(path: Path) -> bool:
 
 
 def _peer(path: Path) -> dict[str, Any]:
-    """One peer: its status.json, or its events if it has written none."""
-    listing, snapshot = list_run(path), read_status(path / "status.json")
-    if snapshot is None:
-        snapshot = Progress.of(read_json_lines(path / "events.jsonl")).fields
+    """One peer."""
+    listing, snapshot = list_run(path), _snapshot(path)
     last = snapshot["last_event"]
     return {
         "path": str(path),
@@ -52,6 +54,18 @@ def _peer(path: Path) -> dict[str, Any]:
         **{key: value for key, value in snapshot.items() if key not in ("v", "time", "last_event")},
         "seconds_since_last_event": None if last is None else round(time.time() - last, 1),
     }
+
+
+def _snapshot(path: Path) -> Mapping[str, Any]:
+    """A peer's status.json; its events where that is not there, damaged or of another version."""
+    try:
+        snapshot = read_status(path / "status.json")
+    except CorruptFile as damage:
+        logger.warning("%s; the events are read in its place", damage)
+        snapshot = None
+    if snapshot is None or not snapshot.keys() >= Progress().fields.keys():
+        return Progress.of(logged_events(path / "events.jsonl")).fields
+    return snapshot
 
 
 def status_text(document: Mapping[str, Any]) -> str:

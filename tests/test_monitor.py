@@ -76,6 +76,13 @@ def test_absence_and_return_are_shown() -> None:
     assert seen.rows[B].status == "active"
 
 
+def test_who_does_not_know_how_many_have_come_just_waits() -> None:
+    seen = board()
+    seen.feed(A, {"event": "waiting", "have": None, "need": 3})
+    seen.feed(B, {"event": "waiting", "have": 1, "need": 3})
+    assert (seen.rows[A].status, seen.rows[B].status) == ("waiting", "waiting (1 of 3)")
+
+
 def test_a_batch_too_small_for_robust_averaging_is_named() -> None:
     seen = board()
     seen.feed(A, block(3, clipped_share=0.6, losses_left=0))

@@ -45,6 +45,21 @@ def test_what_stalls_is_said_until_the_next_block() -> None:
     assert progress.fields["stalled"] is None
 
 
+HALTED: Event = {"event": "halted", "round": 16, "reached": 1, "members": 5, "needed": 3}
+
+
+def test_a_peer_that_is_started_again_is_halted_no_more() -> None:
+    progress = Progress.of([*BEGIN, HALTED, {"event": "stalled", "reason": "pieces are missing"}, *BEGIN[:2]])
+    assert (progress.fields["state"], progress.fields["halted"], progress.fields["stalled"]) == ("training", None, None)
+    assert Progress.of([*BEGIN, HALTED]).fields["state"] == "halted"
+
+
+def test_bans_of_blocks_that_do_not_stand_any_more_are_forgotten() -> None:
+    bans = [{"event": "banned", "peer": peer, "round": at, "deed": "nan"} for peer, at in (("a", 49), ("b", 50))]
+    found = Progress.of([*BEGIN, *bans, FAULTS[-1]]).fields["bans"]
+    assert [ban["peer_id"] for ban in found] == ["a"]
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory.open(tmp_path / "peer-0", contract=bytes(32), identity=bytes(range(32)))
@@ -104,3 +119,34 @@ def test_a_status_goes_on_after_a_restart_and_is_what_the_command_shows(director
     assert "1 forks seen" in text
     assert "rolled back to round 66: step 69 -> 65" in text
     assert "the run can take 2 more losses" in text
+
+
+DAMAGED = (
+    b"\0" * 40 + b'{"event":"round"}',
+    b'{"v":1}',
+    b'{"v":1,"event":"block","round":3}',
+    b'{"event":"halted","round":1}',
+)
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=["zeros", "nothing", "block", "halted"])
+def test_a_damaged_line_of_the_log_is_passed_over(directory: RunDirectory, line: bytes) -> None:
+    directory.events.write(BEGIN[0])
+    with directory.events.path.open("ab") as file:
+        file.write(line + b"\n")
+    directory.close()
+    with RunDirectory.open(directory.path, contract=bytes(32), identity=bytes(range(32))) as again:
+        for event in BEGIN[1:]:
+            again.events.write(event)
+    (peer,) = read_status_of(directory.path)["peers"]
+    assert (peer["state"], peer["round"], peer["halted"]) == ("training", 16, None)
+    assert "training, round 16" in status_text(read_status_of(directory.path))
+
+
+@pytest.mark.parametrize("snapshot", [b"", b"\0" * 300, b"{}", b'{"v":1,"time":1.0,"state":"finished"}'], ids=len)
+def test_a_damaged_status_is_not_believed(directory: RunDirectory, snapshot: bytes) -> None:
+    for event in BEGIN:
+        directory.events.write(event)
+    (directory.path / "status.json").write_bytes(snapshot)
+    (peer,) = read_status_of(directory.path)["peers"]
+    assert (peer["state"], peer["round"]) == ("training", 16)

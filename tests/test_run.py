@@ -120,6 +120,14 @@ def test_three_loops_with_a_model_and_a_task_of_their_own(tmp_path: Path) -> Non
     assert happened(first, "block")[-1]["contributors"] == 3
 
 
+def test_a_damaged_log_keeps_nobody_from_going_on(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b'{"v":1,"event":"bl\0\0\0\0\n{"v":1,"event":"halted"}\n')
+    model = own_model()
+    run = make(tmp_path, model=model, task=SmoothedTask())
+    loop(run, model, SmoothedTask())
+    assert happened(run, "finished")[0]["reason"] == "finished"
+
+
 def test_a_plain_loop_without_data_or_task(tmp_path: Path) -> None:
     """Each step is one round; the run says what it does not protect."""
     model = own_model()

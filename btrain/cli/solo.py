@@ -9,7 +9,7 @@ from typing import Any, Self
 from btrain.config import RunConfig
 from btrain.identity import short_id
 from btrain.monitor import Board, Say, Screen
-from btrain.progress import halted_text
+from btrain.progress import bans_before, halted_text
 from btrain.storage.run_directory import RunDirectory
 
 SMALL_GROUPS = {
@@ -66,6 +66,8 @@ class PeerScreen:
                 self._document["bans"].append(
                     {"peer_id": event["peer"], "banned_round": event["round"], "reason": event["deed"]}
                 )
+            case "rolled_back":
+                self._document["bans"] = bans_before(event["round"], self._document["bans"])
             case "evidence":
                 self._document["evidence"].append(event["path"])
                 return [f"evidence kept: {event['path']}"]

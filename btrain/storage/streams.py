@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,11 @@ class JsonLines:
             self._descriptor = -1
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_json_lines(path: Path, on_damage: Callable[[CorruptFile], None] | None = None) -> Iterator[dict[str, Any]]:
     """The objects of a JSON lines file; a last line still being written is left out.
 
-    Raises CorruptFile with the line's offset, StorageError.
+    A line that is none is told to `on_damage` and left out: a power failure leaves such lines. Raises CorruptFile with
+    the line's offset if nobody is to be told, StorageError.
     """
     offset = 0
     try:
@@ -79,7 +80,10 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 try:
                     yield msgspec.json.decode(line, type=dict[str, Any])
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                    raise CorruptFile(path, offset, f"is no JSON object: {error}") from None
+                    damage = CorruptFile(path, offset, f"is no JSON object: {error}")
+                    if on_damage is None:
+                        raise damage from None
+                    on_damage(damage)
                 offset += len(line)
     except OSError as error:
         raise storage_error(path, "be read", error) from error
