@@ -66,6 +66,7 @@ class Store:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        self._checkpointing = threading.Lock()  # one is written at a time, and none of a block that has fallen
         self._pending: dict[bytes, bytes] = {}  # blobs on their way to the disk
         self._journal: list[JournalEntry] = list(self.directory.journal.replay())
         self.initial = InitialState(self.directory.path)
@@ -159,6 +160,11 @@ class Store:
 
     def commit(self, effects: list[Effect]) -> list[dict[str, Any]]:
         """Make a batch durable, one fsync for each file; returns an event for every evidence file written."""
+        for at, effect in enumerate(effects):
+            if isinstance(effect, RollBack):  # what comes after it is of the chain that stands
+                written = self.commit(effects[:at])
+                self._roll_back(effect.round)
+                return written + self.commit(effects[at + 1 :])
         directory = self.directory
         signed = [SignedEnvelope(e.slot, e.envelope, e.round) for e in effects if isinstance(e, PersistSigned)]
         entries = [JournalEntry(e.kind, e.round, e.data) for e in effects if isinstance(e, Journal)]
@@ -171,9 +177,7 @@ class Store:
         directory.journal.append_many(entries)
         self._journal += entries
         for effect in effects:
-            if isinstance(effect, RollBack):
-                self._roll_back(effect.round)
-            elif isinstance(effect, AppendBlock):
+            if isinstance(effect, AppendBlock):
                 self._append(effect)
         with self._lock:
             for blob in blobs:
@@ -189,10 +193,12 @@ class Store:
         directory.custody.drop_before(append.keep_from)
 
     def _roll_back(self, round: int) -> None:
-        self.directory.ledger.roll_back(round)
+        """Return to block `round`; a crash on the way leaves nothing that the chain that stands would build upon."""
+        with self._checkpointing:
+            drop_checkpoints(self.directory.checkpoints, round)
+            self.directory.ledger.roll_back(round)
         self._journal = []
         self.directory.journal.begin(round)
-        drop_checkpoints(self.directory.checkpoints, round)
 
     def _save(self, effect: SaveEvidence) -> dict[str, Any]:
         accused = effect.accused
@@ -224,14 +230,17 @@ class Store:
     def save_certified(self, certified: CertifiedState, append: AppendBlock, keep: int) -> None:
         """Write a checkpoint of a state that a block certifies, unless this peer has drifted and has it not."""
         state = self.state(certified.digest)
-        if state is not None:
-            self.save_state(certified.round, state, append.block, append.certificate, keep)
+        with self._checkpointing:
+            stored = self.read(append.round)
+            if state is not None and stored is not None and stored.block == append.block:
+                self.save_state(certified.round, state, append.block, append.certificate, keep)
 
     def save_last(self, round: int, state: bytes, keep: int) -> None:
         """Keep the parameters that the run ended with, beside the last block."""
         last = self.read(round - 1)
         if last is not None:
-            self.save_state(round, state, last.block, last.certificate, keep)
+            with self._checkpointing:
+                self.save_state(round, state, last.block, last.certificate, keep)
 
     def blob(self, hash: bytes) -> bytes | None:
         """Bytes in custody, or of x[0]; damaged ones are as good as none, others have them too."""

@@ -211,7 +211,7 @@ class Deciding:
             if hash not in self._journaled:
                 self._journaled.add(hash)
                 self.desk.emit(Journal("body", self.round, message.data))
-        self.desk.emit(Journal(f"engine:{index}", self.round, snapshot))
+        self.desk.emit(Journal(f"engine:{index}:{self.state.head.hex()}", self.round, snapshot))
 
     def set_timer(self, name: str, at_us: int) -> None:
         """Have `timer(name)` called."""

@@ -127,7 +127,8 @@ class Member:
         self._refusals: dict[PeerId, int] = {}
         self._transfer_ms = 0
         self._halted = False
-        self._snapshots: dict[int, dict[int, bytes]] = {}  # round -> decision -> the engine's, from before a restart
+        # (round, block before it) -> decision -> the engine's snapshot, from before a restart
+        self._snapshots: dict[tuple[int, bytes], dict[int, bytes]] = {}
         self._trusted_from_us = 0
 
     @property
@@ -162,7 +163,8 @@ class Member:
     ) -> list[Effect]:
         """Begin, or begin again: `signed` and `journal` (round, kind, data) are what was persisted of the open rounds.
 
-        A round is open until its block is in the ledger, so two rounds can be.
+        A round is open until its block is in the ledger, so two rounds can be. The block before the second may yet
+        yield to another, as may one of a chain that was given up: what was decided behind it is another decision.
         """
         self.desk.restore(signed)
         self.chronicle.decided_us = now
@@ -173,7 +175,8 @@ class Member:
                 message = self.desk.verifier.open(data, self.state.run)
                 self._future.setdefault(message.sender, {})[message.hash] = (message, self.me)
             else:
-                self._snapshots.setdefault(round, {})[int(kind.removeprefix("engine:"))] = data
+                _, index, head = kind.split(":")
+                self._snapshots.setdefault((round, bytes.fromhex(head)), {})[int(index)] = data
         self._settle(now)
         self._set_where(now)
         return self._done(now)
@@ -456,7 +459,11 @@ class Member:
     def _open_round(self, now: int) -> None:
         number = self.state.round
         self.round = Round(
-            self.state, self._post, self.chronicle.decided_us, self._snapshots.pop(number, {}), self._trusted_from_us
+            self.state,
+            self._post,
+            self.chronicle.decided_us,
+            self._snapshots.pop((number, self.state.head), {}),
+            self._trusted_from_us,
         )
         if self.me in self.round.roles.validators:
             self.court.audit(number)
@@ -542,7 +549,7 @@ class Member:
         self.court.stand_at(self.state)
         self._refusals.clear()
         self._listeners = {r: listeners for r, listeners in self._listeners.items() if r >= block.round}
-        self._snapshots.pop(block.round, None)
+        self._snapshots = {place: kept for place, kept in self._snapshots.items() if place[0] > block.round}
         self._report_restored(block)
         for ban in block.bans:
             self.blobs.forget_sender(ban.peer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, RollBack, SaveEvidence
 from btrain.protocol.encoding import PeerId
@@ -14,7 +15,7 @@ from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import assemble
 
 Durable = PutBlob | PersistSigned | Journal | AppendBlock | RollBack | SaveEvidence
-RANKS = {PutBlob: 0, PersistSigned: 1, Journal: 2, AppendBlock: 3, RollBack: 3, SaveEvidence: 4}  # what comes first
+RANKS = {RollBack: 0, PutBlob: 0, PersistSigned: 1, Journal: 2, AppendBlock: 3, SaveEvidence: 4}  # what comes first
 PRUNED_EVERY = 16  # rounds: going through everything each round would cost more than it frees
 
 
@@ -22,7 +23,8 @@ PRUNED_EVERY = 16  # rounds: going through everything each round would cost more
 class Disk:
     """Durable state of one peer. `unsynced` is the batch on its way: readable, and lost in part by a crash.
 
-    Like a real peer's store it makes blobs durable first, then what was signed, the journal, blocks and evidence.
+    Like a real peer's store it makes blobs durable first, then what was signed, the journal, blocks and evidence; what
+    belongs to a chain that is given up before its end.
     """
 
     signed: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # slot -> (round, envelope)
@@ -35,7 +37,10 @@ class Disk:
 
     def begin(self, batch: Iterable[Effect]) -> None:
         """Take a batch of writes that is not durable yet."""
-        self.unsynced = sorted((e for e in batch if isinstance(e, Durable)), key=lambda e: RANKS[type(e)])
+        durable = [effect for effect in batch if isinstance(effect, Durable)]
+        chains = accumulate(isinstance(effect, RollBack) for effect in durable)
+        ranked = sorted(zip(chains, durable, strict=True), key=lambda known: (known[0], RANKS[type(known[1])]))
+        self.unsynced = [effect for _, effect in ranked]
 
     def sync(self, keep_rounds: int) -> None:
         """The batch is durable; what no open round and no custody needs is forgotten."""

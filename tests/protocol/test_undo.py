@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from btrain.checkpoint import checkpoint_paths, drop_checkpoints
@@ -15,16 +16,31 @@ from btrain.peer.store import Store
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.charges import Charges
 from btrain.protocol.desk import Desk
-from btrain.protocol.effects import AppendBlock, Effect, FetchBlob, PersistSigned, Recompute, RollBack, Work
-from btrain.protocol.encoding import sha256
+from btrain.protocol.effects import (
+    AppendBlock,
+    Effect,
+    FetchBlob,
+    Journal,
+    PersistSigned,
+    PutBlob,
+    Recompute,
+    RollBack,
+    Work,
+)  # fmt: skip
+from btrain.protocol.encoding import encode, sha256
 from btrain.protocol.forks import FORK_ROUNDS_MAX
-from btrain.protocol.ledger import LedgerState
+from btrain.protocol.ledger import CertifiedState, LedgerState
+from btrain.protocol.member import Member
 from btrain.protocol.messages import Accusation, Charge, Message, Trial, Verifier
+from btrain.protocol.packets import CertifiedBlock
+from btrain.protocol.pieces import cut
 from btrain.protocol.probation import Probation, Trainee
 from btrain.protocol.seats import ASKED_ROUNDS, Membership, Seats
 from btrain.protocol.trials import Session, Trials
 from btrain.protocol.verdicts import UNSURE
+from btrain.simulation.disk import Disk
 from btrain.storage.run_directory import RunDirectory
+from btrain.training.state import State
 from tests.protocol.test_ledger import PEERS, decided, start, statement
 
 Run = Any  # the fixture of conftest.py
@@ -140,6 +156,80 @@ def test_the_disk_lets_a_peer_sign_in_every_round_that_can_come_again(run: Run, 
             store.commit([PersistSigned(b"dead %d" % round, round, b"x"), AppendBlock(round, b"block", (), 0)])
         store.commit([RollBack(1), AppendBlock(1, b"another", (), 0), PersistSigned(b"new 2", 2, b"y")])
         assert directory.signed.get(b"dead 2") is not None and directory.signed.get(b"new 2") is not None
+
+
+def test_the_journal_of_the_chain_that_stands_outlives_the_return_to_it(run: Run, tmp_path: Path) -> None:
+    """Its next round may be opened by the very input that shows the fork."""
+    fallen, standing = Journal("engine:0:aa", 3, b"fallen"), Journal("engine:0:bb", 3, b"standing")
+    batch = [fallen, RollBack(2), AppendBlock(2, b"another", (), 0), standing]
+    disk = Disk(blocks=[CertifiedBlock(b"block", ())] * 3)
+    disk.begin(batch)
+    disk.sync(32)
+    assert disk.journal == [(3, "engine:0:bb", b"standing")]
+    with closing(RunDirectory.open(tmp_path, contract=bytes(32), identity=KEY.public_key)) as directory:
+        store = Store(directory, start(run).charter)
+        store.commit([AppendBlock(round, b"block", (), 0) for round in range(3)])
+        store.commit(batch)
+        assert store.open_round(3)[1] == [(3, "engine:0:bb", b"standing")]
+        assert Store(directory, store.charter).open_round(3)[1] == [(3, "engine:0:bb", b"standing")]
+
+
+def test_a_crash_while_a_chain_is_given_up_leaves_no_checkpoint_of_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(RunDirectory.open(tmp_path, contract=bytes(32), identity=KEY.public_key)) as directory:
+        store = Store(directory, start(run).charter)
+        (directory.checkpoints / "round-00000002").mkdir()
+
+        def killed(height: int) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(directory.ledger, "roll_back", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.commit([RollBack(1)])
+        assert checkpoint_paths(directory.checkpoints) == []
+
+
+def test_no_checkpoint_of_a_block_that_has_fallen_is_written(run: Run, tmp_path: Path) -> None:
+    """It may have been under way when the chain was given up."""
+    with closing(RunDirectory.open(tmp_path, contract=bytes(32), identity=KEY.public_key)) as directory:
+        store = Store(directory, start(run).charter)
+        state = cut(State(0, {"parameter/w": torch.ones(4)}, {}).to_bytes())
+        pieces = [(state.digest, encode(state.manifest)), *zip(state.manifest.pieces, state.pieces, strict=True)]
+        appended, certified = AppendBlock(0, b"block", (), 0), CertifiedState(0, state.digest)
+        store.commit([*(PutBlob(hash, data, 0) for hash, data in pieces), appended])
+        store.save_certified(certified, appended, 3)
+        assert len(checkpoint_paths(directory.checkpoints)) == 1
+        store.commit([RollBack(0), AppendBlock(0, b"another", (), 0)])
+        store.save_certified(certified, appended, 3)
+        assert checkpoint_paths(directory.checkpoints) == []
+
+
+def test_a_decision_of_the_chain_that_fell_is_not_gone_on_with(run: Run) -> None:
+    """A crash may leave its journal: its round of the same number comes again, behind another block."""
+    world = run.world(3, 8)
+    world.run(3, 60_000_000)
+    identity = world.identities[world.honest[0]]
+    node = world.node(world.honest[0])
+    assert node is not None and node.member.round is not None
+    journal = [entry for entry in identity.disk.journal if entry[0] >= node.member.state.round]
+
+    def restarted(state: LedgerState) -> Member:
+        member = Member(
+            identity.key, state, identity.membership, identity.disk, x_round=state.round, behaviour=Behaviour(),
+            verifier=identity.verifier, draw=lambda below: 0,
+        )  # fmt: skip
+        member.start(0, {}, journal)
+        return member
+
+    def goes_on(member: Member) -> bool:
+        assert member.round is not None
+        engine = member.round.engines[0]
+        return engine is not None and engine._restored
+
+    state = node.member.state
+    assert goes_on(restarted(state))
+    assert not goes_on(restarted(replace(state, head=bytes(32))))
 
 
 def test_a_checkpoint_of_the_chain_that_fell_goes(tmp_path: Path) -> None:
