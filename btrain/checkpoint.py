@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,11 +88,12 @@ def checkpoint_paths(directory: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def drop_checkpoints(directory: Path, first: int) -> None:
-    """Remove the checkpoints of round `first` and later ones: another chain stands. Raises StorageError."""
+def drop_checkpoints(directory: Path, has_fallen: Callable[[bytes], bool]) -> None:
+    """Remove the checkpoints whose block has fallen: another chain stands. Raises StorageError."""
     try:
         for path in checkpoint_paths(directory):
-            if path.name >= f"round-{first:08d}":
+            block = path / BLOCK
+            if has_fallen(block.read_bytes() if block.exists() else b""):
                 _hide(path)
         _remove_leftovers(directory)
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -118,13 +118,13 @@ class Progress:
                 self.fields["restored"] = {key: event[key] for key in _RESTORED}
 
 
-def logged_events(path: Path) -> list[Event]:
+def logged_events(path: Path) -> Iterator[Event]:
     """The events of a file; damaged lines are passed over. Raises StorageError."""
 
     def warn(damage: CorruptFile) -> None:
         logger.warning("%s; the line is passed over", damage)
 
-    return list(read_json_lines(path, warn))
+    return read_json_lines(path, warn)
 
 
 class StatusFile:

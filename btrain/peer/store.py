@@ -126,25 +126,31 @@ class Store:
         return state
 
     def certified_state(self, ledger: LedgerState) -> tuple[int, bytes] | None:
-        """The newest state here that the ledger certifies: (round, state bytes); of custody or of a checkpoint."""
+        """The newest state here that the ledger certifies and that leads to the parameters of now: (round, state
+        bytes); of custody or of a checkpoint."""
+        passes = ledger.trajectory.passes
         oldest = min(self.directory.custody.rounds(), default=ledger.round)
         for height in range(ledger.round - 1, oldest - 1, -1):
-            stored = self.read(height)
-            for certified in () if stored is None else open_block(stored.block).state:
-                kept = self.state(certified.digest)
+            for certified in self._certified_by(height):
+                kept = self.state(certified.digest) if passes(certified.round) else None
                 if kept is not None:
                     return certified.round, kept
         for path in reversed(checkpoint_paths(self.directory.checkpoints)):
             try:
                 found = load_checkpoint(path)
-            except DamagedCheckpoint as damage:
-                logger.warning("%s; it is passed over", damage)
+                height = open_block(found.block).round
+            except (DamagedCheckpoint, RemoteProtocolError) as damage:
+                logger.warning("%s: %s; it is passed over", path, damage)
                 continue
-            stored = self.read(found.round)
-            states = open_block(stored.block).state if stored is not None else ()
-            if states and (states[0].round, states[0].digest) == (found.round, cut(found.state).digest):
+            certified = CertifiedState(found.round, cut(found.state).digest)
+            if certified in self._certified_by(height) and passes(found.round):
                 return found.round, found.state
         return None
+
+    def _certified_by(self, height: int) -> tuple[CertifiedState, ...]:
+        """What a block of the ledger certifies: a state of its own round or, after a contest, of an earlier one."""
+        stored = self.read(height)
+        return () if stored is None else open_block(stored.block).state
 
     def open_round(self, round: int) -> tuple[dict[bytes, bytes], list[tuple[int, str, bytes]]]:
         """What was signed so far, and the journal of `round` and of what was open after it."""
@@ -195,7 +201,7 @@ class Store:
     def _roll_back(self, round: int) -> None:
         """Return to block `round`; a crash on the way leaves nothing that the chain that stands would build upon."""
         with self._checkpointing:
-            drop_checkpoints(self.directory.checkpoints, round)
+            drop_checkpoints(self.directory.checkpoints, lambda block: _is_from(block, round))
             self.directory.ledger.roll_back(round)
         self._journal = []
         self.directory.journal.begin(round)
@@ -276,3 +282,11 @@ class Store:
         except IndexError:
             return None
         return CertifiedBlock(stored.block, msgspec.msgpack.decode(stored.certificate, type=tuple[bytes, ...]))
+
+
+def _is_from(data: bytes, round: int) -> bool:
+    """Whether these bytes are a block of `round` or a later one, or none at all."""
+    try:
+        return open_block(data).round >= round
+    except RemoteProtocolError:
+        return True

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -36,6 +39,7 @@ from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import cut
 from btrain.protocol.probation import Probation, Trainee
 from btrain.protocol.seats import ASKED_ROUNDS, Membership, Seats
+from btrain.protocol.trajectory import Undone
 from btrain.protocol.trials import Session, Trials
 from btrain.protocol.verdicts import UNSURE
 from btrain.simulation.disk import Disk
@@ -233,8 +237,50 @@ def test_a_decision_of_the_chain_that_fell_is_not_gone_on_with(run: Run) -> None
 
 
 def test_a_checkpoint_of_the_chain_that_fell_goes(tmp_path: Path) -> None:
-    for round in (8, 16, 24):
+    for round, block in ((8, b"8"), (16, b"18"), (24, b"24"), (32, None)):
         (tmp_path / f"round-{round:08d}").mkdir()
-    drop_checkpoints(tmp_path, 16)
+        if block is not None:
+            (tmp_path / f"round-{round:08d}" / "block").write_bytes(block)
+    drop_checkpoints(tmp_path, lambda block: int(block or b"32") >= 17)
     assert [path.name for path in checkpoint_paths(tmp_path)] == ["round-00000008"]
-    drop_checkpoints(tmp_path / "nothing yet", 16)
+    drop_checkpoints(tmp_path / "nothing yet", lambda _: True)
+
+
+@pytest.fixture
+def contested(run: Run, tmp_path: Path) -> Iterator[tuple[Store, LedgerState, bytes]]:
+    """A run that settled on the state of round 2 in block 4 and certified another one in block 6; checkpoints of both,
+    nothing in custody; and the first of the states."""
+    state = start(run)
+    first, second = (State(step, {"parameter/w": torch.ones(4)}, {}).to_bytes() for step in (2, 6))
+    certified = {4: CertifiedState(2, cut(first).digest), 6: CertifiedState(6, cut(second).digest)}
+    with closing(RunDirectory.open(tmp_path, contract=bytes(32), identity=KEY.public_key)) as directory:
+        store = Store(directory, state.charter)
+        empty = decided(state, {i: {} for i in range(5)})
+        for round in range(8):
+            states = (certified[round],) if round in certified else ()
+            block = encode(msgspec.structs.replace(empty, round=round, state=states))
+            store.commit([AppendBlock(round, block, (), 0)])
+            for found in states:
+                store.save_state(found.round, first if round == 4 else second, block, (), 3)
+        yield store, replace(state, round=8), first
+
+
+def test_a_checkpoint_is_found_by_the_block_that_certifies_it(contested: tuple[Store, LedgerState, bytes]) -> None:
+    store, ledger, first = contested
+    assert store.certified_state(ledger)[0] == 6  # type: ignore[index]
+    shutil.rmtree(store.directory.checkpoints / "round-00000006")
+    assert store.certified_state(ledger) == (2, first)
+
+
+def test_nobody_starts_from_a_state_that_was_undone(contested: tuple[Store, LedgerState, bytes]) -> None:
+    store, ledger, first = contested
+    undone = replace(ledger.trajectory, undone=(Undone(5, 7),))
+    assert store.certified_state(replace(ledger, trajectory=undone)) == (2, first)
+
+
+def test_the_checkpoint_of_a_settled_contest_goes_with_its_block(contested: tuple[Store, LedgerState, bytes]) -> None:
+    store, _, _ = contested
+    store.commit([RollBack(5)])
+    assert [path.name for path in checkpoint_paths(store.directory.checkpoints)] == ["round-00000002"]
+    store.commit([RollBack(3)])
+    assert checkpoint_paths(store.directory.checkpoints) == []
