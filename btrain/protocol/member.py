@@ -64,6 +64,7 @@ from btrain.protocol.round import Round
 from btrain.protocol.routes import Routes
 from btrain.protocol.seats import Membership, Seats
 from btrain.protocol.standstill import Standstill
+from btrain.protocol.statements import ENGINE_PAYLOADS
 from btrain.protocol.trials import Trials
 
 __all__ = ["Ledger", "Member", "Membership"]
@@ -216,8 +217,9 @@ class Member:
         self._connected.add(peer)
         self.routes.connected(peer)
         self.chronicle.greet(peer)
-        if self.round is not None and self.state.roster.seat(peer) is not None:
-            self.round.resend(peer, NOTHING, now)
+        for opened in self._open_rounds:
+            if opened.roster.seat(peer) is not None:
+                opened.resend(peer, NOTHING, now)
         return self._done(now)
 
     def disconnected(self, peer: PeerId, now: int) -> list[Effect]:
@@ -362,6 +364,10 @@ class Member:
             self._on_trial(message, sender, now)
             return
         if state.roster.seat(message.sender) is None:
+            decided = self.chronicle.uncertified.get(of)  # its block may have freed the seat
+            if decided is not None and decided.roster.seat(message.sender) and isinstance(body, ENGINE_PAYLOADS):
+                self._to_round(message, sender, now)
+                return
             raise NotAMember(f"{message.statement.kind} of {message.sender.hex()[:8]}, which holds no seat")
         ahead = of - state.round
         if ahead > ROUNDS_AHEAD_MAX:
