@@ -20,7 +20,7 @@ group:
 verification:
   audits_per_round: 1          # members that recompute others' work in place of their own; none below four members
   sweep: true                  # who is proven to cheat in a round has the whole round audited
-  final_sweep: 0               # or up to 4: so many last rounds are audited too before the run is over
+  # final_sweep: 3             # so many last rounds are audited too before the run is over, 0 to 4
   rollback: none               # or proven_round, window: a ban restores the parameters from before the cheat
 aggregation: {{rule: centered_clip, tau: auto}}
 deadlines: {{message: 1s, compute: auto, transfer: auto}}

@@ -99,7 +99,11 @@ def play_match(match: Match) -> dict[str, Any]:
     from btrain.templates import template
 
     sweep = "true" if match.sweep else "false"
-    config = loads(template("digits"), overrides=["batch_size=32", f"verification.sweep={sweep}"], peers=match.members)
+    config = loads(
+        template("digits"),
+        overrides=["batch_size=32", f"verification.sweep={sweep}", "verification.final_sweep=0"],
+        peers=match.members,
+    )
     scenario = stage(
         config, peers=match.members, byzantine=match.byzantine, attacks=[match.attack] if match.attack else [],
         rounds=match.rounds, attack_from=ATTACK_FROM, seed=match.seed, stop_when_banned=True, signatures="counted",

@@ -42,6 +42,7 @@ def measure(peers: int, parameters: int, rounds: int) -> dict[str, Any]:
         f"eval.every={rounds + 1}",
         "optimizer.lr=0.01",
         "deadlines.message=5s",
+        "verification.final_sweep=0",
     ]
     config = loads(template("digits"), "bench", settings, peers=peers)
     with tempfile.TemporaryDirectory(prefix="btrain-bench-") as folder:

@@ -19,6 +19,7 @@ from btrain.config.problems import config_error, problems_of
 from btrain.config.schema import Fields, Parent
 from btrain.errors import ConfigError
 from btrain.identity import peer_id_bytes
+from btrain.protocol.closing import FINAL_SWEEP
 from btrain.protocol.quorum import byzantine_limit, validators_max
 
 _HEADER = """\
@@ -237,9 +238,12 @@ def _completed(config: RunConfig) -> RunConfig:
         group = group.model_copy(update={"byzantine_max": byzantine_limit(group.start_when, validators)})
     if "invitations" not in group.model_fields_set:
         group = group.model_copy(update={"invitations": group.byzantine_max + 1})
+    verification = config.verification
+    if "final_sweep" not in verification.model_fields_set and verification.sweep and verification.audits_per_round:
+        verification = verification.model_copy(update={"final_sweep": FINAL_SWEEP})
     if "run_dir" not in local.model_fields_set:
         local = local.model_copy(update={"run_dir": Path("runs") / config.run})
-    return config.model_copy(update={"group": group, "local": local})
+    return config.model_copy(update={"group": group, "verification": verification, "local": local})
 
 
 def _given(section: dict[str, Any]) -> dict[str, Any]:

@@ -235,7 +235,7 @@ class Verification(Section):
     sweep: bool = True
     """Whether a proven cheat has its whole round audited again."""
     final_sweep: Annotated[int, Field(ge=0, le=FINAL_SWEEP_MAX)] = 0
-    """Rounds at the end that are audited as after a proven cheat before the run is over."""
+    """Rounds at the end that are audited as after a proven cheat before the run is over; left out: 3 if any can be."""
     rollback: Literal["none", "proven_round", "window"] = "none"
     """Whether the block that bans a cheat restores the parameters from before its work, since the proof or all kept."""
     tolerance: Tolerance = Tolerance()

@@ -12,28 +12,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from btrain.protocol.quorum import validators_max
 from btrain.protocol.sweep import Sweep
 
 if TYPE_CHECKING:
     from btrain.protocol.ledger import LedgerState
 
 CLOSING_ROUNDS = 4  # one for the audits, one for the votes on what they found, two for what came late
+FINAL_SWEEP = 3  # what no audit, votes and block reach in time
 FINAL_SWEEP_MAX = 4  # of more rounds x is not at hand any more
 
 
 def last_rounds(before: LedgerState, after: LedgerState) -> tuple[int, ...]:
     """Which rounds the block between the two states has swept because the run is complete."""
-    if before.closing or not after.closing or not before.charter.sweeps_last:
+    if before.closing or not after.closing or not _swept_last(before):
         return ()
     standing = [round for round in range(1, after.round) if after.trajectory.steps(round)]
-    return tuple(standing[-before.charter.sweeps_last :])
+    return tuple(standing[-_swept_last(before) :])
 
 
 def closes_after(before: LedgerState, after: LedgerState, sweeps: Sequence[Sweep]) -> int:
     """The round in which the run is over, as things stand after a block; 0 while rounds are to be made."""
     if not after.closing:
         return 0
-    if not before.charter.sweeps_last:
-        return after.round
-    prolonged = not before.closing or any(sweep.opened == before.round for sweep in sweeps)
-    return after.round + CLOSING_ROUNDS if prolonged else before.closes
+    if before.closing:
+        prolonged = any(sweep.opened == before.round for sweep in sweeps)
+    else:
+        prolonged = _swept_last(before) > 0
+    return after.round + CLOSING_ROUNDS if prolonged else max(before.closes, after.round)
+
+
+def _swept_last(before: LedgerState) -> int:
+    """How many rounds the block that completes the run has swept: none where nobody audits."""
+    return before.charter.sweeps_last if validators_max(len(before.roster.seats), 1.0) else 0

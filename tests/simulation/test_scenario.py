@@ -11,6 +11,7 @@ import torch
 
 from btrain.config import RunConfig, loads
 from btrain.errors import ConfigError
+from btrain.protocol.closing import CLOSING_ROUNDS
 from btrain.protocol.evidence import open_evidence, verify_evidence
 from btrain.protocol.messages import Verifier
 from btrain.simulation.faults import Faults, Outage
@@ -151,7 +152,7 @@ def test_one_restarted_peer_among_attackers() -> None:
 def test_a_thousandfold_sign_flip_leaves_the_model_sound() -> None:
     scenario = played(["sign_flip:scale=1000"], rounds=60, attack_from=0, stop_when_banned=False)
     check_all_banned(scenario, {"wrong_gradient"})
-    assert scenario.report().rounds == 60
+    assert scenario.report().rounds == 60 + CLOSING_ROUNDS
     assert scenario.report().final.metric > 0.9
 
 
@@ -197,7 +198,7 @@ def test_attackers_take_the_attacks_in_turn() -> None:
 def test_faults_of_honest_peers_are_no_crime() -> None:
     outages = Faults((Outage(1, "crash", 400_000, 2_000_000), Outage(2, "freeze", 3_000_000, 9_000_000)))
     report: Report = simulate(digits(5), peers=5, rounds=10, faults=outages)
-    assert (report.false_bans, report.digests_equal, report.rounds) == (0, True, 10)
+    assert (report.false_bans, report.digests_equal, report.rounds) == (0, True, 10 + CLOSING_ROUNDS)
 
 
 def test_the_charter_says_what_the_configuration_says() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from btrain.protocol.closing import CLOSING_ROUNDS
 from btrain.templates import template
 
 Btrain = Callable[..., subprocess.Popen[str]]
@@ -87,7 +88,7 @@ def test_a_swarm_trains_ends_and_verifies(btrain: Btrain, folder: Path) -> None:
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     document = json.loads(stdout)
-    assert document["rounds"] == 5 and document["digests_equal"] and document["false_bans"] == 0
+    assert document["rounds"] == 5 + CLOSING_ROUNDS and document["digests_equal"] and document["false_bans"] == 0
     assert [peer["status"] for peer in document["peers"]] == ["active"] * 4
     assert document["seconds_by_phase"] and document["bytes_sent_per_parameter"] > 0
     assert json.loads((folder / "run" / "report.json").read_text()) == document
@@ -95,7 +96,7 @@ def test_a_swarm_trains_ends_and_verifies(btrain: Btrain, folder: Path) -> None:
     audit = btrain("audit", "run", "--json", cwd=folder)
     stdout, stderr = audit.communicate(timeout=100)
     assert audit.returncode == 0, stdout
-    assert [ledger["blocks"] for ledger in json.loads(stdout)["ledgers"]] == [5] * 4
+    assert [ledger["blocks"] for ledger in json.loads(stdout)["ledgers"]] == [5 + CLOSING_ROUNDS] * 4
 
 
 @pytest.mark.timeout(300)
