@@ -312,9 +312,8 @@ class Court:
             return
         prev, index = (self.desk.run, 0) if sweep is None else (sweep.slot, self._place(accused, of))
         message = self.desk.sign(self.desk.statement(body, prev=prev, round=self.round, index=index))
-        if message.body != body:
-            return  # one accusation a round: this one comes after another, or after a restart
-        self.desk.broadcast(message)
+        if message.body == body:  # else the round's slot is used up, and the verdict in the Commits accuses
+            self.desk.broadcast(message)
         self.desk.event("accuses", peer=accused.hex(), round=of, excess=check.excess)
         self._list(self.desk.me, accused, of, GUILTY)
 

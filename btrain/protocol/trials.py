@@ -59,6 +59,7 @@ class Trials:
     _sessions: dict[int, Session] = field(default_factory=dict)
     _objectors: dict[Case, list[PeerId]] = field(default_factory=dict)  # of the checks under way; nobody: own duty
     _baseless: dict[PeerId, int] = field(default_factory=dict)
+    _unsaid: list[GradientCheck] = field(default_factory=list)  # to be objected to: this round's slot is used up
 
     def __post_init__(self) -> None:
         self.docket = Docket(self.desk, self._concluded)
@@ -120,6 +121,9 @@ class Trials:
         }
         self._baseless = {peer: count for peer, count in self._baseless.items() if state.roster.seat(peer)}
         self.docket.forget(lambda round: round >= first, self.judgements.keys())
+        unsaid, self._unsaid = self._unsaid, []
+        for check in unsaid:
+            self._object(check)
 
     def undo(self, round: int) -> None:
         """Blocks from `round` on do not stand any more: neither do trials after them, nor who was drawn to audit."""
@@ -127,6 +131,7 @@ class Trials:
         self._sessions = {of: session for of, session in self._sessions.items() if of < round}
         self._objectors = {case: by for case, by in self._objectors.items() if case[1] < round}
         self.judgements = {case: vote for case, vote in self.judgements.items() if case[1] < round}
+        self._unsaid = [check for check in self._unsaid if check.round < round]
         self.docket.undo(round)
 
     def audit(self) -> None:
@@ -199,9 +204,11 @@ class Trials:
             return
         body = Objection(trial.sender, of, trial.hash)
         message = self.desk.sign(self.desk.statement(body, prev=self.desk.run, round=self.state.round))
-        if message.body == body:  # else it is one of before a restart
-            self.desk.broadcast(trial, message)
-            self.desk.event("objects", peer=trial.sender.hex(), round=of, outcome=check.outcome, excess=check.excess)
+        if message.body != body:  # to another trial, or of before a restart or a fork
+            self._unsaid.append(check)
+            return
+        self.desk.broadcast(trial, message)
+        self.desk.event("objects", peer=trial.sender.hex(), round=of, outcome=check.outcome, excess=check.excess)
 
     def save_evidence(self, ban: Ban, contribution: Contribution) -> None:
         """Evidence of a trainee's ban by votes: its Trial, the parts, the parameters, and the Commits that judge it."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,8 +17,10 @@ import torch
 from btrain.checkpoint import checkpoint_paths, drop_checkpoints
 from btrain.identity import SigningKey
 from btrain.peer.store import Store
+from btrain.protocol.audit import GradientCheck
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.charges import Charges
+from btrain.protocol.court import Court
 from btrain.protocol.desk import Desk
 from btrain.protocol.effects import (
     AppendBlock,
@@ -28,24 +31,25 @@ from btrain.protocol.effects import (
     PutBlob,
     Recompute,
     RollBack,
+    Send,
     Work,
 )  # fmt: skip
 from btrain.protocol.encoding import encode, sha256
 from btrain.protocol.forks import FORK_ROUNDS_MAX
 from btrain.protocol.ledger import CertifiedState, LedgerState
 from btrain.protocol.member import Member
-from btrain.protocol.messages import Accusation, Charge, Message, Trial, Verifier
+from btrain.protocol.messages import Accusation, Charge, Commit, Message, Objection, Trial, Verifier
 from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import cut
 from btrain.protocol.probation import Probation, Trainee
 from btrain.protocol.seats import ASKED_ROUNDS, Membership, Seats
 from btrain.protocol.trajectory import Undone
 from btrain.protocol.trials import Session, Trials
-from btrain.protocol.verdicts import UNSURE
+from btrain.protocol.verdicts import GUILTY, UNSURE
 from btrain.simulation.disk import Disk
 from btrain.storage.run_directory import RunDirectory
 from btrain.training.state import State
-from tests.protocol.test_ledger import PEERS, decided, start, statement
+from tests.protocol.test_ledger import KEYS, PEERS, decided, start, statement
 
 Run = Any  # the fixture of conftest.py
 RUN = sha256(b"run")
@@ -150,6 +154,41 @@ def test_the_audit_of_a_trial_from_before_the_fork_goes_on(run: Run) -> None:
     recompute(trials)
     trials.blob(bytes(32), None)
     assert trials.judgements == {(PEERS[4], 3): UNSURE}
+
+
+def test_an_accusation_whose_slot_is_used_up_stands_in_the_commits(run: Run) -> None:
+    """Of audits that end in one round the second one's finding is not lost."""
+    state = replace(start(run), round=5)
+    mine = Desk(KEYS[0], state.run, Verifier())
+    court = Court(mine, Behaviour(), lambda below: 0, state, Charges(mine, Behaviour(), state))
+    for of in (2, 3):
+        court.records[of + 1] = SimpleNamespace(roles=SimpleNamespace(validators=(mine.me,)))  # type: ignore[assignment]
+        commit = statement(state, of, Commit((bytes(32),), (), (), (), (), (), 0, 0))
+        court._accuse(GradientCheck("", commit, replace(state.roles(), round=of), bytes(32), 1e-4))
+    assert [message.body.round for message in mine.signed.values()] == [2]
+    assert {(v.accused, v.round, v.vote) for v in court.listed_verdicts(state.roster, 5)} == {
+        (PEERS[2], 2, GUILTY),
+        (PEERS[3], 3, GUILTY),
+    }
+
+
+def test_an_objection_whose_slot_is_used_up_is_made_in_the_next_round(run: Run) -> None:
+    """By one to another trial, or by one that was signed on the chain that fell."""
+    trials, session, trial = probation(run)
+    earlier = replace(session, roles=replace(session.roles, round=2))
+    trials._sessions[2] = earlier
+    for known in (earlier, session):
+        trials._check(known, trial, None)
+    recompute(trials)
+    trials.blob(bytes(32), None)
+    state = replace(trials.state, round=trials.state.round + 1)
+    trials.stand_at(state)
+    made = [m for m in trials.desk.signed.values() if isinstance(m.body, Objection)]
+    assert [(m.statement.round, m.body.round) for m in made] == [(4, 2), (5, 3)]
+    trials.stand_at(replace(state, round=6))
+    assert len(trials.desk.signed) == len(made)
+    told = [effect for effect in trials.desk.take() if isinstance(effect, Send)]
+    assert len(told) == 2
 
 
 def test_the_disk_lets_a_peer_sign_in_every_round_that_can_come_again(run: Run, tmp_path: Path) -> None:
