@@ -14,20 +14,24 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 
 import torch
 
+from btrain.kernels import BackendUnavailable
+from btrain.kernels.native_backend import demanded
 from btrain.simulation.soak import Case, Outcome, draw_case, play
 
 Finding = tuple[int, Case, Outcome | None, str, float]  # seed, run, outcome, error, CPU seconds
 
 
 def _settle() -> None:
-    """One thread a worker; and nothing that was loaded before is looked through for garbage again and again."""
+    """One thread a worker; what was loaded is never looked through for garbage, a run only once it is over."""
     torch.set_num_threads(1)
     gc.freeze()
+    gc.disable()
 
 
 def one(seed: int) -> Finding:
@@ -38,12 +42,15 @@ def one(seed: int) -> Finding:
         outcome = play(case, "counted")
     except Exception as failure:  # noqa: BLE001 - whatever goes wrong is reported with the seed that brings it back
         error = f"{type(failure).__name__}: {failure}"
+    gc.collect()
     return seed, case, outcome, error, time.process_time() - started
 
 
 def soak(first_seed: int, runs: int | None, seconds: float, workers: int) -> dict[str, object]:
     """Play runs until the time or the number is over; returns the totals."""
     started = time.monotonic()
+    with suppress(BackendUnavailable):
+        demanded()  # compiled once, for all workers: the same bits in less time
     totals: dict[str, int] = {"runs": 0, "with_faults": 0, "with_attackers": 0, "peer_rounds_with_faults": 0}
     failures: list[str] = []
     cpu_s = 0.0
