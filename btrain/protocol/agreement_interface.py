@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
+import msgspec
+
 from btrain.protocol.agreement_messages import ItemKey, Items, Payload, Vote
 from btrain.protocol.encoding import PeerId
 from btrain.protocol.quorum import fast_quorum, quorum
@@ -75,8 +77,7 @@ class Rules(Protocol):
         """The sender and content of a signed vote of this decision, None if it is anything else."""
 
 
-@dataclass(frozen=True)
-class Sign:
+class Sign(msgspec.Struct, frozen=True):
     """Sign the payload in its slot, store, broadcast, and give it back to `receive` as a message of oneself.
 
     On a slot that is already signed the old bytes are sent and given back instead.
@@ -85,76 +86,66 @@ class Sign:
     payload: Payload
 
 
-@dataclass(frozen=True)
-class Forward:
+class Forward(msgspec.Struct, frozen=True):
     """Hand signed messages on, in this order, to one peer or to everybody."""
 
     envelopes: tuple[bytes, ...]
     to: PeerId | None = None
 
 
-@dataclass(frozen=True)
-class PushBodies:
+class PushBodies(msgspec.Struct, frozen=True):
     """Send the bodies of these items to one peer or to everybody."""
 
     keys: tuple[ItemKey, ...]
     to: PeerId | None = None
 
 
-@dataclass(frozen=True)
-class PushValue:
+class PushValue(msgspec.Struct, frozen=True):
     """Send this value (unsigned; its digest proves it) to one peer or to everybody, who give it to `value`."""
 
     items: Items
     to: PeerId | None = None
 
 
-@dataclass(frozen=True)
-class NeedValue:
+class NeedValue(msgspec.Struct, frozen=True):
     """Ask these peers for the items behind a digest (their `known_value`), until one answers."""
 
     digest: bytes
     holders: tuple[PeerId, ...]
 
 
-@dataclass(frozen=True)
-class Persist:
+class Persist(msgspec.Struct, frozen=True):
     """Store the snapshot durably, and the bodies of all held items, before the effects that follow."""
 
     snapshot: bytes
 
 
-@dataclass(frozen=True)
-class SetTimer:
+class SetTimer(msgspec.Struct, frozen=True):
     """Call `timer(name)` at a time, in place of an earlier call of that name."""
 
     name: str
     at_us: int
 
 
-@dataclass(frozen=True)
-class CancelTimer:
+class CancelTimer(msgspec.Struct, frozen=True):
     """Forget a timer."""
 
     name: str
 
 
-@dataclass(frozen=True)
-class Entered:
+class Entered(msgspec.Struct, frozen=True):
     """An attempt from 1 on has begun for this member."""
 
     attempt: int
 
 
-@dataclass(frozen=True)
-class Decided:
+class Decided(msgspec.Struct, frozen=True):
     """The decision. Bodies of its items may still have to be fetched by their hashes."""
 
     items: Items
 
 
-@dataclass(frozen=True)
-class Certified:
+class Certified(msgspec.Struct, frozen=True):
     """q Finals: what the ledger, newcomers and laggards accept."""
 
     envelopes: tuple[bytes, ...]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from torch import Tensor
 
 from btrain.protocol.encoding import PeerId
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Send a control packet to one peer, or to every connected member, at once or after a delay."""
 
     packet: bytes
@@ -20,8 +19,7 @@ class Send:
     delay_us: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PersistSigned:
+class PersistSigned(msgspec.Struct, frozen=True):
     """Remember what was signed in this slot; fsynced before it is sent."""
 
     slot: bytes
@@ -29,8 +27,7 @@ class PersistSigned:
     envelope: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Journal:
+class Journal(msgspec.Struct, frozen=True):
     """Append to the open round's journal; fsynced before the following effects."""
 
     kind: str
@@ -38,8 +35,7 @@ class Journal:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PutBlob:
+class PutBlob(msgspec.Struct, frozen=True):
     """Keep these bytes for the custody period of `round`; durable before a later Send leaves."""
 
     hash: bytes
@@ -47,47 +43,41 @@ class PutBlob:
     round: int
 
 
-@dataclass(frozen=True, slots=True)
-class PushBlob:
+class PushBlob(msgspec.Struct, frozen=True):
     """Send a kept blob to a peer that waits for it."""
 
     to: PeerId
     hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FetchBlob:
+class FetchBlob(msgspec.Struct, frozen=True):
     """Get a blob from the own store or from one of the peers, in this order; the answer is `blob` or `blob_missing`."""
 
     hash: bytes
     sources: tuple[PeerId, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(msgspec.Struct, frozen=True):
     """Call `timer(name)` at this time; a timer of the same name is replaced."""
 
     name: str
     at_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class CancelTimer:
+class CancelTimer(msgspec.Struct, frozen=True):
     """Forget a timer."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class Compute(msgspec.Struct, frozen=True):
     """Compute this peer's gradient at x[round]; the answer is `computed`."""
 
     round: int
     batch_seed: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Recompute:
+class Recompute(msgspec.Struct, frozen=True):
     """Recompute somebody's gradient at the kept x[round]; the answer is `recomputed` (None when x is gone)."""
 
     token: str
@@ -95,8 +85,7 @@ class Recompute:
     batch_seed: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """Run a pure job off the protocol's thread; the answer is `work_done`.
 
     A job that other members do alike is a `functools.partial` of hashable arguments, which tell it from others.
@@ -106,15 +95,13 @@ class Work:
     job: Callable[[], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class KeepParameters:
+class KeepParameters(msgspec.Struct, frozen=True):
     """Keep x of these rounds, besides the latest, until told otherwise: somebody may have to recompute at them."""
 
     rounds: frozenset[int]
 
 
-@dataclass(frozen=True, slots=True)
-class Apply:
+class Apply(msgspec.Struct, frozen=True):
     """Step the optimizer with this update (None: a void round, x[round + 1] = x[round]); the answer is `applied`.
 
     `digest_due`: the answer carries the state in pieces, for certification.
@@ -126,8 +113,7 @@ class Apply:
     digest_due: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LoadState:
+class LoadState(msgspec.Struct, frozen=True):
     """Replace parameters and optimizer state by those at the start of `round`; the answer is `state_loaded`.
 
     The manifest behind `digest` and all its pieces were put into the own store before. `later_holds`: what x was in
@@ -139,8 +125,7 @@ class LoadState:
     later_holds: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CompareStates:
+class CompareStates(msgspec.Struct, frozen=True):
     """Whether `other` is `own` but for rounding; both are in the own store. The answer is `compared`."""
 
     own: bytes
@@ -148,8 +133,7 @@ class CompareStates:
     tolerance: float
 
 
-@dataclass(frozen=True, slots=True)
-class AppendBlock:
+class AppendBlock(msgspec.Struct, frozen=True):
     """Append a certified block to the ledger. Blobs of rounds before `keep_from` are needed by nobody any more."""
 
     round: int
@@ -158,22 +142,19 @@ class AppendBlock:
     keep_from: int
 
 
-@dataclass(frozen=True, slots=True)
-class RollBack:
+class RollBack(msgspec.Struct, frozen=True):
     """The ledger ends before block `round`: another chain stands. The journal of open rounds goes with the blocks."""
 
     round: int
 
 
-@dataclass(frozen=True, slots=True)
-class StartOver:
+class StartOver(msgspec.Struct, frozen=True):
     """Return to the parameters that the contract starts from, x[0]; the answer is `state_loaded`."""
 
     later_holds: bool = False  # as of LoadState
 
 
-@dataclass(frozen=True, slots=True)
-class SaveEvidence:
+class SaveEvidence(msgspec.Struct, frozen=True):
     """Write an evidence file; the returned hash stands in the ledger."""
 
     accused: PeerId
@@ -182,24 +163,21 @@ class SaveEvidence:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Something to log: a name and plain fields."""
 
     name: str
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True):
     """A peer misbehaved on the wire: close its connection and say why."""
 
     peer: PeerId
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Halt:
+class Halt(msgspec.Struct, frozen=True):
     """The run cannot or need not go on."""
 
     reason: str
