@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import get_args
 
 from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, RollBack, SaveEvidence
 from btrain.protocol.encoding import PeerId
@@ -15,7 +16,10 @@ from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import assemble
 
 Durable = PutBlob | PersistSigned | Journal | AppendBlock | RollBack | SaveEvidence
-RANKS = {RollBack: 0, PutBlob: 0, PersistSigned: 1, Journal: 2, AppendBlock: 3, SaveEvidence: 4}  # what comes first
+DURABLE = get_args(Durable)  # isinstance is several times faster on a tuple than on a union
+RANKS: dict[type, int] = {  # what comes first
+    RollBack: 0, PutBlob: 0, PersistSigned: 1, Journal: 2, AppendBlock: 3, SaveEvidence: 4,
+}  # fmt: skip
 PRUNED_EVERY = 16  # rounds: going through everything each round would cost more than it frees
 
 
@@ -37,7 +41,7 @@ class Disk:
 
     def begin(self, batch: Iterable[Effect]) -> None:
         """Take a batch of writes that is not durable yet."""
-        durable = [effect for effect in batch if isinstance(effect, Durable)]
+        durable = [effect for effect in batch if isinstance(effect, DURABLE)]
         chains = accumulate(isinstance(effect, RollBack) for effect in durable)
         ranked = sorted(zip(chains, durable, strict=True), key=lambda known: (known[0], RANKS[type(known[1])]))
         self.unsynced = [effect for _, effect in ranked]

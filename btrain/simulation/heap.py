@@ -14,6 +14,7 @@ import heapq
 import random
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from btrain.errors import BtrainError
@@ -356,7 +357,7 @@ class Heap:
     def _fire(self, node_id: NodeId, name: str, sequence: int) -> None:
         host = self._hosts[node_id]
         if host.timers.get(name) == sequence:
-            self._when_thawed(host, lambda: self._ring(host, node_id, name, sequence))
+            self._when_thawed(host, self._ring, host, node_id, name, sequence)
 
     def _ring(self, host: _Host, node_id: NodeId, name: str, sequence: int) -> None:
         if host.node is not None and host.timers.get(name) == sequence:
@@ -365,11 +366,11 @@ class Heap:
                 self.trace.update(repr((self.now, node_id, name)).encode())
             host.node.timer(name, host.clock.reading(self.now))
 
-    def _when_thawed(self, host: _Host, action: Callable[[], None]) -> None:
-        if host.thaw_at is not None:
-            host.waiting.append(action)
+    def _when_thawed(self, host: _Host, action: Callable[..., None], *arguments: Any) -> None:
+        if host.thaw_at is None:
+            action(*arguments)
         else:
-            action()
+            host.waiting.append(partial(action, *arguments))
 
     def _start(self, node_id: NodeId) -> None:
         host = self._host(node_id)

@@ -44,7 +44,7 @@ from btrain.protocol.member import Member, Membership
 from btrain.protocol.messages import Verifier
 from btrain.protocol.pieces import assemble, cut
 from btrain.protocol.round import Round
-from btrain.simulation.disk import Disk, Durable
+from btrain.simulation.disk import DURABLE, Disk
 from btrain.simulation.heap import NodeId, Port
 from btrain.simulation.sharing import SharedWork
 
@@ -114,6 +114,7 @@ class SimulatedPeer:
 
     def __init__(self, port: Port, identity: Identity) -> None:
         self.port, self.identity, self.disk = port, identity, identity.disk
+        self.keep_rounds = identity.origin.charter.kept_rounds  # whose records the disk keeps
         self.random = random.Random(f"{identity.seed}/{identity.key.public_key.hex()}/{len(identity.events)}")
         self.halted: Halt | None = None
         self._later: dict[str, Callable[[int], list[Effect]]] = {}
@@ -238,7 +239,7 @@ class SimulatedPeer:
     def _finish_batch(self, batch: list[Effect]) -> list[Effect]:
         self.disk.sync(self.keep_rounds)
         for effect in batch:
-            if not isinstance(effect, Durable):
+            if not isinstance(effect, DURABLE):
                 self._execute(effect)
         self._syncing = False
         if self._outbox:
@@ -269,11 +270,6 @@ class SimulatedPeer:
                 self.disk.write(effect, self.keep_rounds)
             case _:
                 self._compute(effect)
-
-    @property
-    def keep_rounds(self) -> int:
-        """Rounds whose records the disk keeps."""
-        return self.identity.origin.charter.kept_rounds
 
     def _compute(self, effect: Effect) -> None:
         timings = self.identity.timings
