@@ -29,6 +29,7 @@ _OF_PROCESSES = (
     "peer/test_healing.py",
     "peer/test_joining.py",
     "peer/test_leaving.py",
+    "peer/test_limits.py",
     "peer/test_lineage.py",
     "swarm/test_attacks.py",
     "swarm/test_churn.py",
