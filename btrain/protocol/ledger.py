@@ -246,7 +246,7 @@ class LedgerState:
             links={entry.peer: entry.link for entry in block.links},
             absences=block.absences,
             bans=bans,
-            departures=membership.freed(self, block.departures, block.admissions),
+            departures=membership.freed(self, block.departures, block.admissions, block.bans),
             admissions={entry.peer: (entry.chain_end, entry.anchored - 1) for entry in block.admissions},
             barred=contradicted(self.roster, block.verdicts),
         )
@@ -362,8 +362,8 @@ def build_block(
     bans = _bans(state, charges, verdicts, judgements)
     dismissed = membership.dismissed(state, judgements, bans)
     admissions = membership.admissions(state, bodies, {*(ban.peer for ban in bans), *dismissed})
-    departures = membership.departures(state, bodies, admissions)
-    kept = set(departures).difference(membership.freed(state, departures, admissions))
+    departures = membership.departures(state, bodies, admissions, bans)
+    kept = set(departures).difference(membership.freed(state, departures, admissions, bans))
     kept |= _blamed(state, results, tables, reproaches, verdicts)
     ordered_links = tuple(LinkEntry(peer, links[peer]) for peer in sorted(links))
     certified = contest.certified(state.round, state.roster, state.contest, bodies)

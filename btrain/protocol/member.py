@@ -375,7 +375,8 @@ class Member:
         if abs(ahead) > ROUNDS_AHEAD_MAX and of not in self.chronicle.uncertified:
             raise StaleMessage(f"{message.statement.kind} of round {of} in round {state.round}")
         if isinstance(body, Leave):
-            self.seats.leaves(message.sender, state.round)
+            if of > state.roster.lost(message.sender):
+                self.seats.leaves(message.sender, state.round)
         elif isinstance(body, Charge):
             self.charges.charged(message, body)
         elif isinstance(body, Objection):
@@ -563,6 +564,7 @@ class Member:
                             evidence=[hash.hex() for hash in ban.evidence])  # fmt: skip
         for peer in block.departures:
             self.blobs.forget_sender(peer)
+            self.seats.left(peer)
         if block.candidates:
             self.desk.event("contested", round=block.round, candidates=len(block.candidates))
         self._look_at_states()

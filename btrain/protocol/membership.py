@@ -71,25 +71,34 @@ def trainees(state: LedgerState, bodies: Mapping[PeerId, Commit]) -> tuple[Admis
 
 
 def departures(
-    state: LedgerState, bodies: Mapping[PeerId, Commit], admitted: Sequence[Admission]
+    state: LedgerState, bodies: Mapping[PeerId, Commit], admitted: Sequence[Admission], bans: Sequence[Ban]
 ) -> tuple[PeerId, ...]:
     """Members that leave, by a quorum's word, and those that have been absent for too long."""
     counts = Counter(peer for body in bodies.values() for peer in set(body.departures))
     leaving = {p for p, count in counts.items() if count >= state.roster.quorum and state.roster.seat(p)}
-    return tuple(sorted(leaving.union(_overdue(state, admitted))))
+    return tuple(sorted(leaving.union(_overdue(state, admitted, bans))))
 
 
-def freed(state: LedgerState, leaving: Sequence[PeerId], admitted: Sequence[Admission]) -> tuple[PeerId, ...]:
-    """Whose seats are freed: as many as may be. The others that leave keep theirs, absent."""
-    first = _overdue(state, admitted)
-    rest = [peer for peer in leaving if peer not in first]
-    return tuple(sorted((*first, *rest[: state.roster.spare - len(first)])))
+def freed(
+    state: LedgerState, leaving: Sequence[PeerId], admitted: Sequence[Admission], bans: Sequence[Ban]
+) -> tuple[PeerId, ...]:
+    """Whose seats are freed: as many as may be, beside those of the banned. The others that leave keep theirs, absent."""
+    first = _overdue(state, admitted, bans)
+    banned = {ban.peer for ban in bans}
+    rest = [peer for peer in leaving if peer not in first and peer not in banned]
+    return tuple(sorted((*first, *rest[: _spare(state, admitted, bans) - len(first)])))
 
 
-def _overdue(state: LedgerState, admitted: Sequence[Admission]) -> list[PeerId]:
+def _overdue(state: LedgerState, admitted: Sequence[Admission], bans: Sequence[Ban]) -> list[PeerId]:
     """Seats to free of members that have been absent for too long, while there are spare ones."""
-    back = {entry.peer for entry in admitted}
-    return [peer for peer in state.roster.overdue(state.round) if peer not in back][: state.roster.spare]
+    others = {entry.peer for entry in admitted} | {ban.peer for ban in bans}
+    return [peer for peer in state.roster.overdue(state.round) if peer not in others][: _spare(state, admitted, bans)]
+
+
+def _spare(state: LedgerState, admitted: Sequence[Admission], bans: Sequence[Ban]) -> int:
+    """How many seats may be freed by a block that also bans and admits: who comes may be faulty, who is banned was."""
+    fresh = sum(state.roster.seat(entry.peer) is None for entry in admitted)
+    return state.roster.spare([ban.peer for ban in bans], fresh)
 
 
 def absences(
@@ -114,8 +123,9 @@ def check_members(
     leaving = block.departures
     require(list(leaving) == sorted(set(leaving)), "departures: not in member order")
     require(set(leaving) <= set(roster.members), "departures: of a non-member")
-    require(set(_overdue(state, block.admissions)) <= set(leaving), "departures: not all that are due")
-    kept = set(leaving).difference(freed(state, leaving, block.admissions)).union(blamed)
+    due = _overdue(state, block.admissions, block.bans)
+    require(set(due) <= set(leaving), "departures: not all that are due")
+    kept = set(leaving).difference(freed(state, leaving, block.admissions, block.bans)).union(blamed)
     absent = absences(state, [e.peer for e in block.commits], [e.peer for e in block.links], kept)
     require(block.absences == absent, "absences: do not follow from commits, links, departures, Tables and reproaches")
     out = {*(ban.peer for ban in block.bans), *block.dismissed}

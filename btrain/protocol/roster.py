@@ -83,22 +83,27 @@ class Roster:
         """Faulty members that may still be among the seats: every ban takes one away, every newcomer may be one."""
         return max(0, min(self.byzantine_max, self.byzantine_max - self.convicted + self.newcomers))
 
-    @cached_property
-    def spare(self) -> int:
-        """How many seats may be freed: those that remain outvote what may be faulty among them, validators aside."""
-        n = len(self.seats)
-        freed = 0
-        while n - freed > 1 and self._carries(n - freed - 1):
-            freed += 1
-        return freed
-
-    def _carries(self, members: int) -> bool:
-        return byzantine_limit(members, validators_max(members, self.audits_per_round)) >= self.faulty_left
+    def spare(self, banned: Collection[PeerId] = (), fresh: int = 0) -> int:
+        """How many seats a block may free that bans these and gives so many new seats: those that remain outvote what
+        may be faulty among them, validators aside."""
+        gone = sum(peer in self._by_peer for peer in banned)
+        faulty = replace(self, convicted=self.convicted + gone, newcomers=self.newcomers + fresh).faulty_left
+        left = n = len(self.seats) - gone + fresh
+        while left > 1 and byzantine_limit(left - 1, validators_max(left - 1, self.audits_per_round)) >= faulty:
+            left -= 1
+        return n - left
 
     def overdue(self, round: int) -> tuple[PeerId, ...]:
         """Absent members that could have returned long ago, the longest absent first."""
         gone = (seat for seat in self.seats if seat.absent and round >= seat.returns_at + ABSENT_ROUNDS_MAX)
         return tuple(seat.peer for seat in sorted(gone, key=lambda seat: (seat.returns_at, seat.peer)))
+
+    def lost(self, peer: PeerId) -> int:
+        """The round of the block by which the peer last lost its seat or gave it up; -1 if it never did."""
+        seat, past = self.seat(peer), self.former.get(peer)
+        if seat is not None and seat.returns_at:
+            return seat.returns_at - 2**seat.strikes
+        return past.left if past is not None else -1
 
     @cached_property
     def quorum(self) -> int:

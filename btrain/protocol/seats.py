@@ -113,7 +113,7 @@ class Seats:
         """A request for a seat has come.
 
         Raises:
-            StaleMessage: an old one, sent again.
+            StaleMessage: an old one, sent again: it was for a seat that has been lost since.
         """
         peer, roster, round = message.sender, state.roster, state.round
         if abs(message.statement.round - round) > JOIN_ROUNDS:
@@ -125,6 +125,8 @@ class Seats:
         seat = roster.seat(peer)
         if peer in state.probation.peers or (seat is not None and not seat.absent):
             return
+        if message.statement.round <= roster.lost(peer):
+            raise StaleMessage(f"join of round {message.statement.round}, of before {peer.hex()[:8]} lost its seat")
         known = self._requests.get(peer)
         if known is None and not self._make_room(peer, state):
             return
@@ -181,6 +183,10 @@ class Seats:
     def leaves(self, peer: PeerId, round: int) -> None:
         """A member says farewell."""
         self._departures[peer] = round + ASKED_ROUNDS
+
+    def left(self, peer: PeerId) -> None:
+        """A block has done what a farewell asked for: it is no reason to send away who returns."""
+        self._departures.pop(peer, None)
 
     def undo(self, round: int) -> None:
         """Blocks from `round` on do not stand any more. Seats are asked for anew each round; farewells come once."""

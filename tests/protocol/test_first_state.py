@@ -90,4 +90,4 @@ def test_a_founder_that_was_banned_in_the_parent_run_makes_no_run(run: Run) -> N
     stranger = frozenset({bytes(32)})
     later = LedgerState.start(state.genesis, replace(state.charter, banned=stranger))
     assert later.roster.banned == stranger
-    assert (later.roster.faulty_left, later.roster.spare) == (state.roster.faulty_left, state.roster.spare)
+    assert (later.roster.faulty_left, later.roster.spare()) == (state.roster.faulty_left, state.roster.spare())
