@@ -82,7 +82,7 @@ def departures(
 def freed(
     state: LedgerState, leaving: Sequence[PeerId], admitted: Sequence[Admission], bans: Sequence[Ban]
 ) -> tuple[PeerId, ...]:
-    """Whose seats are freed: as many as may be, beside those of the banned. The others that leave keep theirs, absent."""
+    """Whose seats are freed: as many as may be, the banned aside. The others that leave keep theirs, absent."""
     first = _overdue(state, admitted, bans)
     banned = {ban.peer for ban in bans}
     rest = [peer for peer in leaving if peer not in first and peer not in banned]

@@ -102,7 +102,7 @@ class Roster:
         """The round of the block by which the peer last lost its seat or gave it up; -1 if it never did."""
         seat, past = self.seat(peer), self.former.get(peer)
         if seat is not None and seat.returns_at:
-            return seat.returns_at - 2**seat.strikes
+            return seat.returns_at - (1 << seat.strikes)
         return past.left if past is not None else -1
 
     @cached_property

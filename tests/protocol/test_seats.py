@@ -20,8 +20,6 @@ from tests.protocol.test_ledger import PEERS, decided, start, statement
 from tests.protocol.test_roster import PEERS as OTHERS
 from tests.protocol.test_roster import after, roster
 
-
-
 SECOND = 1_000_000
 Run = Any  # the fixture of conftest.py
 
