@@ -1,4 +1,4 @@
-"""Final losses with `rollback: proven_round` and without: `python experiments/rollback.py --log FILE`.
+"""Final losses by `verification.rollback`: none, proven_round, window: `python experiments/rollback.py --log FILE`.
 
 Training on the digits over the chain of roles and audits (`btrain.bench.contest`), 7 of 16 attacking, against the same
 rule, seed and number of steps without attackers. `--log` keeps every single run, so that an interrupted measurement
@@ -16,20 +16,21 @@ from typing import Any
 
 from btrain.bench.attacks import GRADIENT_ATTACKS, job_of, run_jobs, with_option
 from btrain.bench.contest import Cell
+from btrain.protocol.trajectory import ROLLBACK_ROUNDS_MAX
 
 WHEN = {"from round 50": "from=50", "from round 1": "from=1"}
-MODES = ("sweep", "rollback")
+MODES = {"none": "sweep", "proven_round": "rollback", "window": "rollback_window"}  # of the contract, and of a Cell
 
 INTRODUCTION = """\
 # Rollback against plain continuation
 
-`verification.rollback: proven_round` restores the parameters from before a proven cheat's work since the
-proof, `window` from before all of it that members keep ([protocol.md](protocol.md), section 9). This is what
-they gain: `{command}` trains an MLP on the digits ({rounds} steps, {members} members, batch {batch}, SGD
-with Nesterov's momentum, cosine to zero, centered_clip) with the attackers, gradients, codec and rule of the
-protocol over its roles, audits and sweeps, without its messages. {byzantine} of {members} attack; the loss is that
-of the training set at the end, over that of the same rule and seed without attackers, after as many steps that
-stand: mean and worst of {seeds} seeds.
+`verification.rollback: proven_round` restores the parameters from before a proven cheat's work since the proof,
+`window` from before all of it that members keep, {window} rounds ([protocol.md](protocol.md), section 9). This is
+what they gain: `{command}` trains an MLP on the digits ({rounds} steps, {members} members, batch {batch}, SGD with
+Nesterov's momentum, cosine to zero, centered_clip) with the attackers, gradients, codec and rule of the protocol
+over its roles, audits and sweeps, without its messages. {byzantine} of {members} attack; the loss is that of the
+training set at the end, over that of the same rule and seed without attackers, after as many steps that stand: mean
+and worst of {seeds} seeds.
 """
 
 
@@ -38,7 +39,7 @@ def cells(seeds: int, rounds: int, attacks: Sequence[str]) -> list[Cell]:
     found = [Cell(seed=seed, rounds=rounds) for seed in range(seeds)]
     for when in WHEN.values():
         for attack in attacks:
-            for mode in MODES:
+            for mode in MODES.values():
                 found += [
                     Cell(with_option(attack, when), 7, seed=seed, rounds=rounds, verification=mode)
                     for seed in range(seeds)
@@ -58,16 +59,12 @@ def ratios(results: dict[str, dict[str, Any]], attack: str, mode: str, seeds: in
 
 def table(results: dict[str, dict[str, Any]], when: str, attacks: Iterable[str], seeds: int, rounds: int) -> list[str]:
     """A table in Markdown."""
-    lines = [
-        f"## Attacks {when}",
-        "",
-        "| attack | none, mean | worst | proven_round, mean | worst | window, mean | worst |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    titles = "".join(f" {mode}, mean | worst |" for mode in MODES)
+    lines = [f"## Attacks {when}", "", f"| attack |{titles}", "|---|" + "---|---|" * len(MODES)]
     columns: list[list[list[float]]] = []
     for attack in attacks:
         named = with_option(attack, WHEN[when])
-        columns.append([ratios(results, named, mode, seeds, rounds) for mode in MODES])
+        columns.append([ratios(results, named, mode, seeds, rounds) for mode in MODES.values()])
         cells = (f"{mean(found):.3f} | {max(found):.3f}" for found in columns[-1])
         lines.append(f"| {attack} | {' | '.join(cells)} |")
     worst = (
@@ -88,7 +85,13 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     wanted = cells(options.seeds, options.rounds, options.attacks)
     results = run_jobs([job_of("losses", cell) for cell in wanted], options.processes, options.log)
-    shape = {"rounds": options.rounds, "members": wanted[0].members, "batch": wanted[0].batch, "byzantine": 7}
+    shape = {
+        "rounds": options.rounds,
+        "members": wanted[0].members,
+        "batch": wanted[0].batch,
+        "byzantine": 7,
+        "window": ROLLBACK_ROUNDS_MAX,
+    }
     sys.stdout.write(INTRODUCTION.format(command="python experiments/rollback.py", seeds=options.seeds, **shape) + "\n")
     for when in WHEN:
         sys.stdout.write("\n".join(table(results, when, options.attacks, options.seeds, options.rounds)) + "\n")

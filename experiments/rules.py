@@ -24,6 +24,8 @@ import torch
 from rules_report import CANDIDATES, DECISIVE, document, write_figure
 from rules_training import ATTACKS, RULES, TASKS, Cell, train
 
+from btrain.bench.page import whole_lines
+
 DEFAULT = "centered_clip c=1"
 """The sweep is run for the default rule alone."""
 
@@ -64,7 +66,7 @@ def run_all(cells: list[Cell], processes: int, log: Path | None) -> dict[Cell, f
     """Train every cell, in parallel; what `log` already holds is not trained again."""
     results: dict[Cell, float] = {}
     if log is not None and log.exists():
-        for line in log.read_text().splitlines():
+        for line in whole_lines(log):
             entry = json.loads(line)
             results[Cell(**entry["cell"])] = float(entry["loss"])
     missing = [cell for cell in cells if cell not in results]

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from btrain.adversary import Adversary, adversary_names, first_round, get_adversary
 from btrain.bench.chain import Chain, Schedule, detection
+from btrain.bench.page import whole_lines
 from btrain.bench.scoreboard import QUIET_ROUNDS, page, write
 
 MEMBERS: Final = 16
@@ -160,7 +161,7 @@ def read_log(log: Path | None) -> dict[str, dict[str, Any]]:
     """The results that a log holds, by key."""
     if log is None or not log.exists():
         return {}
-    return {entry["key"]: entry["result"] for entry in map(json.loads, log.read_text().splitlines())}
+    return {entry["key"]: entry["result"] for entry in map(json.loads, whole_lines(log))}
 
 
 def _computed(jobs: Sequence[Job], processes: int) -> Iterable[tuple[Job, dict[str, Any]]]:

@@ -1,8 +1,17 @@
-"""A page of benchmarks: each writes a section of its own and leaves the others as they are."""
+"""A page of benchmarks, of which each writes a section and leaves the others as they are; and logs to go on from."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+
+def whole_lines(log: Path) -> list[str]:
+    """The lines of a log that is gone on with; the end of an interrupted one is cut off."""
+    data = log.read_bytes()
+    end = data.rfind(b"\n") + 1
+    os.truncate(log, end)
+    return data[:end].decode().splitlines()
 
 
 def write_section(page: Path, title: str, text: str) -> None:

@@ -51,7 +51,7 @@ def test_a_match_says_who_was_banned_when_and_for_what() -> None:
 def test_what_the_log_holds_is_not_computed_again(tmp_path: Path) -> None:
     log = tmp_path / "log"
     done, new = (job_of("losses", Cell(rounds=rounds)) for rounds in (10**9, 2))
-    log.write_text(json.dumps({"key": done.key, "result": {"train": "1.5", "held_out": "2.5"}}) + "\n")
+    log.write_text(json.dumps({"key": done.key, "result": {"train": "1.5", "held_out": "2.5"}}) + '\n{"key": "cu')
     results = run_jobs([done, new], 1, log)
     assert results[done.key] == {"train": "1.5", "held_out": "2.5"}
     assert math.isfinite(float(results[new.key]["train"]))
