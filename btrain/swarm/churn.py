@@ -49,6 +49,7 @@ class Churn:
         self._round = 0  # the newest that any peer has begun, with so many members and present ones
         self._seats = self._present = plan.peers
         self._banned: set[str] = set()
+        self._freed: set[str] = set()  # whose seats are free again
         self._sampled_at = 0.0
         self.faults: list[str] = []
 
@@ -99,9 +100,9 @@ class Churn:
                 self._start_next(None)
             self._replace_banned()
             self._pass_until(start + plan.period_s / OVERLAP)
-            self._go(kill=period % plan.kill_every == 0)
-            if period % plan.kill_every == plan.kill_every - 1:
+            if period % plan.kill_every == 0:
                 self._kill_and_restart()
+            self._go(kill=period % plan.kill_every == plan.kill_every - 1)
             self._pass_until(start + plan.period_s)
         stepped = sum(begin <= at and not void for at, void in self._stepped.values())
         return 60 * stepped / (plan.periods * plan.period_s)
@@ -158,7 +159,7 @@ class Churn:
         )  # fmt: skip
         pid = process.process.pid
         assert pid is not None
-        peer.pid = pid
+        peer.pids.append(pid)
 
     def _replace_banned(self) -> None:
         """The place of a banned attacker goes to a new identity, which attacks as the next of the plan does."""
@@ -181,7 +182,7 @@ class Churn:
             self._kill(victim)
 
     def _kill_and_restart(self) -> None:
-        candidates = [peer for peer in self._here if peer.takes_part]
+        candidates = [peer for peer in self._here if peer is not self._staying and peer.takes_part]
         if candidates and self._may_fail():
             victim = self._random.choice(candidates)
             self._kill(victim)
@@ -190,7 +191,8 @@ class Churn:
     def _may_fail(self) -> bool:
         """Whether one more may fail: crashed and Byzantine members are at most b at any time."""
         attackers = [p for p in self.everybody.values() if p.attack is not None and p.peer_id not in self._banned]
-        down = [p for p in self.everybody.values() if p.attack is None and p.kills and not p.takes_part]
+        killed = [p for p in self.everybody.values() if p.attack is None and p.kills and not p.takes_part]
+        down = [p for p in killed if p.peer_id not in self._freed]
         limit = byzantine_limit(self._seats, validators_max(self._seats, 1))
         return len(attackers) + len(down) < min(limit, self.plan.byzantine_max)
 
@@ -205,7 +207,7 @@ class Churn:
     def _tell_to_leave(self, peer: Participant) -> None:
         peer.told_to_leave = True
         if self._processes.running[peer.name].exit_code is None:
-            os.kill(peer.pid, signal.SIGINT)
+            os.kill(peer.pids[-1], signal.SIGINT)
 
     # --- time ---
 
@@ -233,7 +235,7 @@ class Churn:
         if now - self._sampled_at >= SAMPLE_S:
             self._sampled_at = now
             for peer in self._running:
-                found = footprint(peer.pid)
+                found = footprint(peer.pids[-1])
                 peer.footprints += [found] if found is not None else []
 
     def _take(self, peer: Participant, event: Mapping[str, Any]) -> None:
@@ -244,6 +246,7 @@ class Churn:
             peer.join_s = now - peer.started_at
         if event["event"] == "block" and peer.attack is None:
             self._stepped.setdefault(event["round"], (now, bool(event["void"])))
+            self._freed |= set(event["left"])
         elif event["event"] == "round" and event["round"] >= self._round:
             self._round, self._seats, self._present = event["round"], event["members"], event["present"]
         elif event["event"] == "banned" and peer.attack is None:

@@ -30,9 +30,10 @@ local: {{listen: /ip4/127.0.0.1/tcp/0}}
 
 @dataclass(frozen=True)
 class ChurnPlan:
-    """Half of the peers are replaced in a period. Of those that go one in every `kill_every`-th period is killed.
+    """Half of the peers are replaced in a period. In the first of every `kill_every` periods one is killed and started
+    again; in the last of so many one of those that go is killed, and counts as failed until its seat is freed.
 
-    In the last of so many another one is killed and started again. The second peer and the attackers stay all the time.
+    The second peer and the attackers stay all the time.
     """
 
     peers: int = 6
@@ -90,7 +91,7 @@ class Participant:
     run_dir: Path
     peer_id: str
     attack: str | None = None
-    pid: int = 0
+    pids: list[int] = field(default_factory=list)  # of its processes, the current one last
     told_to_leave: bool = False
     kills: int = 0
     address: str | None = None
@@ -102,6 +103,11 @@ class Participant:
     exit_code: int | None = None
     decided: dict[int, str] = field(default_factory=dict)  # round -> block hash
     footprints: list[Footprint] = field(default_factory=list)
+
+    @property
+    def killed_for_good(self) -> bool:
+        """Whether the harness killed its last process."""
+        return self.kills == len(self.pids)
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Take in one of its events."""

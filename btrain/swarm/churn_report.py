@@ -64,7 +64,7 @@ def report_of(
         quiet_rate=quiet, churn_rate=churned, goodput=churned / quiet if quiet else 0.0, blocks=len(blocks),
         void=sum(block.void != 0 for block in blocks), joined=len(honest) - (plan.peers - plan.attackers),
         left=sum(peer.finished == "left" for peer in honest), killed=sum(peer.kills for peer in honest),
-        restarted=sum(peer.kills > 0 and peer.finished is not None for peer in honest),
+        restarted=sum(len(peer.pids) - 1 for peer in honest),
         attackers_banned=len(bans & attackers), slowest_join_s=max((peer.join_s for peer in honest), default=0.0),
         longest_lived=lives, faults=found,
     )  # fmt: skip
@@ -73,10 +73,10 @@ def report_of(
 def _ending(peer: Participant, *, banned: bool) -> list[str]:
     """What is wrong with how a peer ended: it leaves in order, or is killed by the harness, or banned."""
     log = (peer.run_dir / LOG).read_text(errors="replace") if (peer.run_dir / LOG).exists() else ""
-    alive = members_of(peer.pid)  # every peer is the first process of a group of its own
+    alive = [pid for group in peer.pids for pid in members_of(group)]  # each is the first process of a group of its own
     faults = [f"{peer.name}: its log holds a traceback"] if "Traceback" in log else []
     faults += [f"{peer.name}: processes {alive} are still there"] if alive else []
-    if banned or (peer.kills and peer.finished is None):
+    if banned or peer.killed_for_good:
         return faults
     if peer.exit_code != 0 or peer.finished != "left":
         faults.append(f"{peer.name} ended with exit code {peer.exit_code}: {peer.error or peer.finished}")

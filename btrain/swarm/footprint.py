@@ -56,11 +56,11 @@ def members_of(group: int) -> list[int]:
 
 
 def left_behind(run_dir: Path) -> list[str]:
-    """What a peer that has ended in order must not leave: unfinished files, locks that are held."""
+    """What a peer that has ended in order must not leave: unfinished files and checkpoints, locks that are held."""
     unfinished = [
         f"{Path(folder) / name} was never finished"
-        for folder, _, names in os.walk(run_dir)
-        for name in names
+        for folder, folders, names in os.walk(run_dir)
+        for name in (*folders, *names)
         if name.startswith(".")
     ]
     return unfinished + [f"{run_dir / name} is still locked" for name in LOCKS if _is_locked(run_dir / name)]

@@ -20,4 +20,5 @@ def test_peers_come_leave_and_are_killed_and_nothing_is_lost_or_left(tmp_path: P
     report = Churn(SHORT, tmp_path / "run", print).run()
     assert report.faults == []
     assert report.joined == 4 and report.left >= 4
-    assert report.killed >= 1 and report.churn_rate > 0
+    assert report.killed >= 2 and report.restarted >= 1 and report.churn_rate > 0
+    assert report.longest_lived
