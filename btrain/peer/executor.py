@@ -178,9 +178,9 @@ class Executor:
 
     async def _start_over(self, effect: StartOver) -> None:
         initial = self._store.initial
-        state = await trio.to_thread.run_sync(initial.read, limiter=self._workers)
+        state = await trio.to_thread.run_sync(initial.intact, limiter=self._workers)
         if state is None:
-            raise StorageError(f"{initial.path}: is missing, and the run has to return to it; start in a new --run-dir")
+            raise StorageError(f"{initial.path}: is lost or damaged, and the run has to return to it; start again")
         self._learning.commands.put(LoadHere(0, state, effect.later_holds))
 
     async def _load(self, effect: LoadState) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from btrain.protocol.encoding import digest, encode
 from btrain.protocol.pieces import cut
 from btrain.storage.durable import replace_file, storage_error
 from btrain.storage.run_directory import INITIAL
+from btrain.training.state import State, StateError
+
+logger = logging.getLogger(__name__)
 
 
 class InitialState:
@@ -17,11 +21,25 @@ class InitialState:
         self.path = directory / INITIAL
         self._places: dict[bytes, tuple[int, int]] = {}  # of the pieces: offset, length
         self._manifest: dict[bytes, bytes] = {}
+        self._fingerprint = ""  # of what was kept
 
-    def keep(self, state: bytes, *, again: bool) -> None:
-        """Write it; `again`: also if there is one."""
-        if again or not self.path.exists():
+    def keep(self, state: bytes) -> None:
+        """Write it, unless it is there already. Raises StorageFull, StorageError."""
+        self._fingerprint = State.from_bytes(state).digest().hex()
+        if self.intact(self._fingerprint) is None:
             replace_file(self.path, state)
+
+    def intact(self, fingerprint: str | None = None) -> bytes | None:
+        """The state, if it is here and the one of the fingerprint, without one that which was kept; a damaged one is as
+        good as none. Raises StorageError."""
+        state = self.read()
+        try:
+            if state is None or State.from_bytes(state).digest().hex() == (fingerprint or self._fingerprint):
+                return state
+        except StateError:
+            pass
+        logger.warning("%s: is not the state that the run begins with", self.path)
+        return None
 
     def read(self) -> bytes | None:
         """The state, if it is here. Raises StorageError."""

@@ -52,14 +52,14 @@ class Origin:
             ContractError: it is not what the contract names.
         """
         if self.config.start_fingerprint is not None:
-            known = self.initial.read() if founded else None
+            known = self.initial.intact(self.config.start_fingerprint) if founded else None
             if known is not None:
                 load_start(self.trainer, self.oracle, known)
             elif not self.prepared:
                 return Start()
             self._check()
         state = self.trainer.state_bytes()
-        self.initial.keep(state, again=not founded)
+        self.initial.keep(state)
         served = () if self.config.start_fingerprint is None else (self.initial.serve(state),)
         return Start(digest(self.trainer.parameters().numpy().tobytes()), served, *self._probe())
 
@@ -77,7 +77,7 @@ class Origin:
                     "a gradient of the same samples differs from the founders': another version of the data, the "
                     "model or the task?"
                 )
-        self.initial.keep(state, again=True)
+        self.initial.keep(state)
         self.initial.serve(state)
 
     def event(self, start: Start) -> dict[str, Any]:

@@ -66,6 +66,6 @@ def begin(setting: Setting) -> Beginning:
         )
     ledger = store.ledger_state(genesis, verifier)
     certified = store.certified_state(ledger)
-    if certified is not None:
+    if certified is not None and setting.start.x0 is not None:  # without it x[0] comes first
         setting.learning.restart_at(*certified)
     return Beginning(verifier, salt, founded, ledger)

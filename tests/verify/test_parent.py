@@ -115,7 +115,7 @@ class Child:
         founded = Founded(encode(genesis), (consent.data,))
         (self.path / "genesis").write_bytes(msgspec.msgpack.encode(founded))
         (self.path / "config.yaml").write_text(config.to_yaml())
-        store.keep(self.fork.state if initial is None else initial, again=True)
+        store.keep(self.fork.state if initial is None else initial)
 
     def config(self, parent: Parent) -> RunConfig:
         return loads("run: child").with_parent(parent)
