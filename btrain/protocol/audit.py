@@ -123,7 +123,7 @@ class GradientCheck(Check):
     gradient: Tensor | None = field(default=None, init=False)
     x: bytes = field(default=b"", init=False)  # parameters of that round, float32, for the evidence
     _measuring: int = field(default=0, init=False)  # how many parts are being measured
-    illegal: bytes | None = field(default=None, init=False)  # a trainee's part that is no legal encoding
+    illegal: bytes | None = field(default=None, init=False)  # a committed part that is no legal encoding
 
     @property
     def round(self) -> int:
@@ -196,7 +196,7 @@ class GradientCheck(Check):
                  for p, leaf in enumerate(self.leaves)]  # fmt: skip
         illegal = [leaf for part, leaf in zip(parts, self.leaves, strict=True) if part is None and leaf in blobs]
         if illegal:
-            self.illegal = blobs[illegal[0]] if self.on_trial else None  # of a member's the aggregators have evidence
+            self.illegal = blobs[illegal[0]]
             self.outcome = "unavailable"
             return []
         self._measuring = len(blobs)
@@ -221,6 +221,7 @@ class PartCheck(Check):
     leaves: dict[PeerId, bytes]  # the contributors' leaf of this part
     sources: tuple[PeerId, ...]
     rule: Rule
+    illegal: dict[PeerId, bytes] = field(default_factory=dict, init=False)  # committed parts of no legal encoding
 
     @property
     def round(self) -> int:
@@ -251,4 +252,7 @@ class PartCheck(Check):
         coefficients = getattr(result, "coefficients", ())
         same = digest(right) == body.hash and coefficients == body.coefficients  # type: ignore[union-attr]
         self.outcome = "equal" if same else "wrong"
+        if len(coefficients) < len(self.leaves):
+            parts = ((worker, self.blobs[leaf]) for worker, leaf in self.leaves.items())
+            self.illegal = {worker: data for worker, data in parts if open_part(data, self.numel) is None}
         return []

@@ -268,7 +268,12 @@ class Court:
             doubt = self.docket.doubts.pop((check.commit.sender, check.roles.round))
             self.desk.event("checked", peer=check.commit.sender.hex(), round=check.roles.round, outcome=check.outcome,
                             excess=check.excess, audit=self.desk.me in doubt.asking)  # fmt: skip
+            if check.illegal is not None:  # an aggregator that is its friend has not said so
+                self._charge_illegal(check.commit, check.illegal)
             self._answer(doubt)
+
+    def _charge_illegal(self, commit: Message, data: bytes) -> None:
+        self.charges.charge("illegal_encoding", commit.sender, commit.statement.round, [commit], [data])
 
     def _conclude_part(self, check: PartCheck) -> None:
         self.desk.event("reduced_again", peer=check.result.sender.hex(), part=check.part, outcome=check.outcome)
@@ -276,11 +281,15 @@ class Court:
         record = self.records.get(round)
         if check.outcome == "lost":
             self._list(self.desk.me, check.result.sender, round, LOST)
-        if isinstance(check, TableCheck) and record is not None:
+        if record is None:
+            return
+        for worker, data in check.illegal.items():
+            self._charge_illegal(record.contribution.commits[worker], data)
+        if isinstance(check, TableCheck):
             for deed, table_statements, table_blobs in check.proofs(decision_statements(record.contribution)):
                 accused = table_statements[0].sender
                 self.charges.charge(deed, accused, record.roles.round, table_statements, table_blobs)
-        if check.outcome != "wrong" or record is None:
+        if check.outcome != "wrong":
             return
         statements = [check.result, *decision_statements(record.contribution)]
         blobs = list(check.blobs.values())

@@ -14,8 +14,9 @@ from btrain.adversary.registry import get_adversary
 from btrain.kernels import QuantizedBlocks, dequantize_blockwise, quantize_blockwise
 from btrain.protocol.audit import GradientCheck
 from btrain.protocol.behaviour import Behaviour, Replay
+from btrain.protocol.court import Court
 from btrain.protocol.effects import Effect, PutBlob
-from btrain.protocol.encoding import digest
+from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.evidence import open_evidence, verify_evidence
 from btrain.protocol.messages import Charge, Verifier
 from btrain.protocol.reduction import ReducedPart
@@ -155,6 +156,38 @@ def test_an_illegal_encoding_is_banned_in_the_next_block(run: Run, behaviour: Be
     assert torch.isfinite(world.node(world.honest[0]).learner.x).all()
     finding = verify_evidence(open_evidence(saved(world, deed)[0]), Verifier(), lambda _: run.rule)
     assert finding.accused == attacker(world)
+
+
+class Friend(Behaviour):
+    """Says nothing of what it sees of others."""
+
+    def charges(self, accused: PeerId, deed: str) -> bool:
+        return False
+
+
+@dataclass
+class ForFriend(Behaviour):
+    """Commits to no legal encoding of the one part that a friend reduces."""
+
+    friend: PeerId
+
+    def parts(self, parts: list[bytes], round: Round) -> list[bytes]:
+        owned = round.roles.owned(self.friend)
+        return [b"" if part == owned else data for part, data in enumerate(parts)]
+
+
+@pytest.mark.parametrize("audit", ["_gradient_check", "_reduce_again"])
+def test_an_illegal_encoding_that_only_a_friend_has_seen_is_found_by_audits(
+    run: Run, audit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By those of the gradient and by those of the reduction, each without the other."""
+    friend = run.world(7, 40, seed=4).keys[5].public_key
+    world = run.world(7, 40, seed=4, byzantine={5: Friend(), 6: ForFriend(friend)}, audits_per_round=2)
+    other = {"_gradient_check": ("_reduce_again", "_begin_table_check"), "_reduce_again": ("_ask",)}[audit]
+    for method in other:
+        monkeypatch.setattr(Court, method, lambda *_, **__: None)
+    bans = finish(run, world)
+    assert bans[world.keys[6].public_key][0] == "illegal_encoding" and friend not in bans
 
 
 @pytest.mark.parametrize("kind", ["commit", "result", "reveal", "vote", "final"])
