@@ -20,8 +20,8 @@ BUILD_MIN_ELEMENTS = 1 << 20
 
 def choose(name: str, device: torch.device, elements: int) -> Backend:
     """The backend called `name` for `elements` elements on `device`; "auto" never fails."""
-    if name == "auto":
-        name = os.environ.get(ENVIRONMENT, "auto")
+    if name == "auto" and ENVIRONMENT in os.environ:
+        name = os.environ[ENVIRONMENT]
     if name == "torch":
         return _torch()
     if name == "native":
