@@ -42,6 +42,8 @@ class Disk:
     def begin(self, batch: Iterable[Effect]) -> None:
         """Take a batch of writes that is not durable yet."""
         durable = [effect for effect in batch if isinstance(effect, DURABLE)]
+        if not durable:
+            return
         chains = accumulate(isinstance(effect, RollBack) for effect in durable)
         ranked = sorted(zip(chains, durable, strict=True), key=lambda known: (known[0], RANKS[type(known[1])]))
         self.unsynced = [effect for _, effect in ranked]

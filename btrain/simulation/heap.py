@@ -250,9 +250,9 @@ class Heap:
 
         Raises SimulationError when more than `events_max` events ran: a node that never rests.
         """
-        end = until if isinstance(until, int) else None
+        end, reached = (until, None) if isinstance(until, int) else (None, until)
         while self._events and (end is None or self._events[0][0] <= end):
-            if callable(until) and until():
+            if reached is not None and reached():
                 return self.now
             if self._events_left == 0:
                 raise SimulationError(f"the limit of events was reached at {self.now} us")
