@@ -130,8 +130,7 @@ class Knowledge:
     def _count_votes(self) -> None:
         """Make a certificate of enough equal votes."""
         for attempt, ballots in sorted(self.state.votes.items()):
-            enough = self._threshold(attempt)
-            if len(ballots) < enough or attempt <= self.state.rank:
+            if attempt <= self.state.rank or len(ballots) < (enough := self._threshold(attempt)):
                 continue
             digest = most((digest for digest, _ in ballots.values()), enough)
             if digest is None:

@@ -51,6 +51,7 @@ class Deciding:
         self, state: LedgerState, post: Post, started_us: int, snapshots: Mapping[int, bytes], trusted_from_us: int
     ) -> None:
         self.state, self.round, self.roster = state, state.round, state.roster
+        self.label = f"{self.round}@{state.head.hex()[:16]}"  # in timers and jobs; on another chain it is another
         self.desk, self.behaviour = post.desk, post.behaviour
         self.started_us, self.snapshots = started_us, snapshots
         self.trusted_from_us = trusted_from_us  # what was sent before this process began to listen is here by then
@@ -68,11 +69,6 @@ class Deciding:
     def me(self) -> PeerId:
         """This member."""
         return self.desk.me
-
-    @property
-    def label(self) -> str:
-        """Names this round in timers and jobs; a round of the same number on another chain has another."""
-        return f"{self.round}@{self.state.head.hex()[:16]}"
 
     def _entered(self, now: int) -> None:
         """A further attempt has begun."""

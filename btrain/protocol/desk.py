@@ -62,8 +62,9 @@ class _Record:
     seconds: dict[bytes, Message] = field(default_factory=dict)  # another statement for the same slot
 
     def forget(self, before_round: int) -> None:
-        self.slots = {k: m for k, m in self.slots.items() if m.statement.round >= before_round}
-        self.seconds = {k: m for k, m in self.seconds.items() if k in self.slots}
+        for slot in [slot for slot, m in self.slots.items() if m.statement.round < before_round]:
+            del self.slots[slot]
+            self.seconds.pop(slot, None)
 
 
 @dataclass
@@ -193,11 +194,10 @@ class Desk:
 
     def forget(self, before_round: int) -> None:
         """Drop what was signed in rounds that are over; the own envelopes stay as long as a fork can be healed."""
-        over = {k: m for k, m in self.signed.items() if m.statement.round < before_round}
-        for slot, message in over.items():
+        for slot in [slot for slot, m in self.signed.items() if m.statement.round < before_round]:
+            message = self.signed.pop(slot)
             self._over.setdefault(message.statement.round, {})[slot] = message.data
         self._over = {at: own for at, own in self._over.items() if at >= before_round - FORK_ROUNDS_MAX}
-        self.signed = {k: m for k, m in self.signed.items() if k not in over}
         for record in self._seen.values():
             record.forget(before_round)
         self._seen = {peer: record for peer, record in self._seen.items() if record.slots}

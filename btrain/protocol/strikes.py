@@ -63,7 +63,8 @@ def with_reproaches(roster: Roster, block: Block, roles: Roles) -> Roster:
 
 def _noted(seat: Seat, round: int, fresh: Mapping[PeerId, list[tuple[int, PeerId]]], failed: bool) -> Seat:
     reproaches = () if seat.absent else (*_recent(seat, round), *fresh.get(seat.peer, ()))
-    seat = replace(seat, reproaches=reproaches)
+    if reproaches != seat.reproaches:
+        seat = replace(seat, reproaches=reproaches)
     if not failed:
         return seat
     reliefs = min(seat.reliefs + 1, RELIEFS_MAX)
