@@ -88,6 +88,12 @@ class Charges:
         for charge in untold:
             self._tell(charge)
 
+    def restore(self) -> None:
+        """After a restart: what this member has charged stands, and its evidence is in custody. It is told again."""
+        own = [m.body for m in self.desk.signed.values() if isinstance(m.body, Charge) and matters(m.body, self.state)]
+        self.standing |= {matter_of(charge): charge for charge in own}
+        self._untold = list(self.standing.values())
+
     def undo(self, round: int) -> None:
         """Blocks from `round` on do not stand any more. What proves itself does, and may be news on the other chain."""
         again = {matter: charge for matter, (at, charge) in self._settled.items() if at > round}

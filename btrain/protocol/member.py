@@ -168,6 +168,7 @@ class Member:
         yield to another, as may one of a chain that was given up: what was decided behind it is another decision.
         """
         self.desk.restore(signed)
+        self.charges.restore()
         self.chronicle.decided_us = now
         if signed or self.state.round:
             self._trusted_from_us = now + 2 * self.state.charter.message_us

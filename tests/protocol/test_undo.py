@@ -17,6 +17,7 @@ import torch
 from btrain.checkpoint import checkpoint_paths, drop_checkpoints
 from btrain.identity import SigningKey
 from btrain.peer.store import Store
+from btrain.protocol.agreement_messages import Final
 from btrain.protocol.audit import GradientCheck
 from btrain.protocol.behaviour import Behaviour
 from btrain.protocol.charges import Charges
@@ -38,7 +39,7 @@ from btrain.protocol.encoding import encode, sha256
 from btrain.protocol.forks import FORK_ROUNDS_MAX
 from btrain.protocol.ledger import CertifiedState, LedgerState
 from btrain.protocol.member import Member
-from btrain.protocol.messages import Accusation, Charge, Commit, Message, Objection, Trial, Verifier
+from btrain.protocol.messages import Accusation, Charge, Commit, Message, Objection, Trial, Verifier, sign
 from btrain.protocol.packets import CertifiedBlock
 from btrain.protocol.pieces import cut
 from btrain.protocol.probation import Probation, Trainee
@@ -96,6 +97,27 @@ def test_a_charge_goes_on_when_the_block_that_banned_has_fallen(run: Run) -> Non
     charges.stand_at(other)
     assert charges.listed(other) == (charge,)
     assert [message.body for message in charges.desk.signed.values()] == [charge]
+
+
+def test_a_charge_outlives_a_power_cut_of_everybody(run: Run) -> None:
+    """Else who was proven guilty just before would go free: nobody finds it again."""
+    world = run.world(4, 12, seed=1)
+    world.run(3, 60_000_000)
+    guilty = world.honest[3]
+    twice = Desk(world.identities[guilty].key, world.genesis.run, Verifier())
+    statements = [twice.statement(Final(bytes([i]) * 32), prev=bytes(32), round=2) for i in range(2)]
+    finals = [sign(twice.key, statement) for statement in statements]
+    for peer in world.honest[:3]:
+        node = world.node(peer)
+        assert node is not None
+        node.member.charges.charge("equivocation", guilty, 2, finals, [])
+        node._run(node.member.desk.take())
+    for peer in world.honest[:3]:
+        world.heap.crash(peer, world.heap.now)
+        world.heap.restart(peer, world.heap.now + 1_000)
+    world.heap.run(world.heap.now + 5_000_000)
+    blocks = world.blocks(world.honest[0])
+    assert [(ban.peer, ban.deed) for block in blocks for ban in block.bans] == [(guilty, "equivocation")]
 
 
 def advanced(state: LedgerState, commits: dict[int, dict[str, Any]]) -> LedgerState:
