@@ -249,6 +249,7 @@ class LedgerState:
             departures=membership.freed(self, block.departures, block.admissions, block.bans),
             admissions={entry.peer: (entry.chain_end, entry.anchored - 1) for entry in block.admissions},
             barred=contradicted(self.roster, block.verdicts),
+            void=block.void == 1 and not block.commits,
         )
         roster = with_reproaches(roster, block, self.roles())
         trajectory = self.trajectory.after(block, self.step, self.proofs(block))

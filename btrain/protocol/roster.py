@@ -135,8 +135,12 @@ class Roster:
         departures: Iterable[PeerId],
         admissions: Mapping[PeerId, Anchor],
         barred: Collection[PeerId] = (),
+        void: bool = False,
     ) -> Roster:
-        """The roster that holds from `round` + 1 on. Who returns or is new publishes where its chain stands."""
+        """The roster that holds from `round` + 1 on. Who returns or is new publishes where its chain stands.
+
+        void: nothing was decided of the round, and so of nobody that it was silent.
+        """
         absent, banned, freed = set(absences), set(bans), set(departures)
         former, seats = dict(self.former), []
         for seat in self.seats:
@@ -160,7 +164,8 @@ class Roster:
             link, link_round = admissions[peer]
             past = former.pop(peer, None)
             seats.append(Seat(peer, link, link_round, strikes=past.strikes if past else 0, present_since=round + 1))
-        seats = _awaited(seats, round + 1)
+        if void or sum(not seat.absent for seat in seats) < quorum(len(seats)):
+            seats = _awaited(seats, round + 1)
         return replace(
             self,
             seats=tuple(sorted(seats, key=lambda seat: seat.peer)),
@@ -172,7 +177,5 @@ class Roster:
 
 
 def _awaited(seats: list[Seat], since: int) -> list[Seat]:
-    """Fewer than q present members decide void rounds only and let nobody back: then all are awaited again."""
-    if sum(not seat.absent for seat in seats) >= quorum(len(seats)):
-        return seats
+    """All are awaited again: where fewer than q are, or those who are there, rounds are void and let nobody back."""
     return [replace(seat, absent=False, present_since=since) if seat.absent else seat for seat in seats]

@@ -52,6 +52,18 @@ def test_everybody_loses_power_at_once(run: Run, seed: int, peers: int) -> None:
     run.to_the_end(run.world(peers, 12, seed=seed, faults=faults), faults)
 
 
+@pytest.mark.parametrize("at_s", range(31, 34))
+def test_who_is_back_is_awaited_when_one_of_the_present_fails_before_it_has_its_seat(run: Run, at_s: int) -> None:
+    """Two of three work on. One alone listed no Commits: rounds were void, and let nobody back."""
+    outages = (Outage(0, "crash", 3 * SECOND, 40 * SECOND), Outage(2, "crash", at_s * SECOND, 200 * SECOND))
+    faults = Faults(outages)
+    world = run.world(3, 40, faults=faults)
+    world.heap.run(190 * SECOND)
+    blocks = world.blocks(world.honest[1])
+    assert [block.void for block in blocks[-5:]] == [0] * 5 and len(blocks) > 25
+    run.to_the_end(world, faults)
+
+
 def test_votes_of_before_a_power_cut_find_their_items_again(run: Run) -> None:
     # Attempt 0 of `results` had enough votes, and nobody remembered for what: all five waited for ever.
     faults = Faults(tuple(

@@ -33,6 +33,12 @@ def test_an_absent_member_keeps_its_seat_and_its_vote() -> None:
     assert (seats.quorum, seats.losses_left) == (3, 1)
 
 
+def test_a_round_of_which_nothing_was_decided_leaves_nobody_absent() -> None:
+    seats = after(roster(5, 1), absences=[PEERS[2]])
+    assert after(seats).present == seats.present
+    assert after(seats, void=True).present == tuple(PEERS[:5])
+
+
 def test_strikes_double_the_wait() -> None:
     seats = roster(5, 1)
     for strikes in range(1, STRIKES_MAX + 3):

@@ -60,7 +60,9 @@ def write_run_dir(scenario: Scenario, peer: PeerId, folder: Path) -> None:
 @pytest.fixture(scope="session")
 def scenario() -> Scenario:
     """Six peers on digits; one sends flipped gradients, one publishes wrong reductions."""
-    config = loads(template("digits"), "test", [f"state_sync_every={SYNC_EVERY}", "verification.final_sweep=0"], peers=PEERS)
+    config = loads(
+        template("digits"), "test", [f"state_sync_every={SYNC_EVERY}", "verification.final_sweep=0"], peers=PEERS
+    )
     scenario = stage(config, peers=PEERS, byzantine=2, attacks=("sign_flip", "wrong_reduce"), rounds=ROUNDS, seed=1)
     scenario.run()
     return scenario
