@@ -6,6 +6,7 @@ blocks only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from btrain.protocol.behaviour import Behaviour
@@ -17,7 +18,7 @@ from btrain.protocol.errors import InconsistentMessage, InvalidEvidence, RemoteP
 from btrain.protocol.evidence import Finding, bundle, named_deed, open_evidence, verify_evidence
 from btrain.protocol.forks import FORK_ROUNDS_MAX
 from btrain.protocol.ledger import LedgerState
-from btrain.protocol.messages import LISTED_MAX, Charge, Message
+from btrain.protocol.messages import LISTED_MAX, Charge, Commit, Message
 
 CHARGES_PER_ROUND_MAX = 8  # charges of one member that are looked at in one round
 
@@ -54,7 +55,7 @@ class Charges:
     state: LedgerState  # of the open round, in whose slots charges are signed
     standing: dict[Matter, Charge] = field(default_factory=dict)  # one proof of each matter is enough
     _settled: dict[Matter, tuple[int, Charge]] = field(default_factory=dict)  # what blocks have settled, and when
-    _evidence: dict[bytes, list[Message]] = field(default_factory=dict)  # evidence on its way -> charges resting on it
+    _evidence: dict[bytes, list[Message]] = field(default_factory=dict)  # on its way -> who charges or lists that
     _heard: dict[PeerId, int] = field(default_factory=dict)  # charges looked at in this round
     _untold: list[Charge] = field(default_factory=list)  # own charges that found no slot in their round
 
@@ -152,10 +153,25 @@ class Charges:
         self._heard[message.sender] = self._heard.get(message.sender, 0) + 1
         if self._heard[message.sender] > CHARGES_PER_ROUND_MAX:
             raise InconsistentMessage(f"more than {CHARGES_PER_ROUND_MAX} charges in one round")
-        waiting = self._evidence.setdefault(body.evidence, [])
-        waiting.append(message)
+        self._await_evidence(body, message)
+
+    def hear_commits(self, commits: Iterable[Message], faulty_max: int) -> None:
+        """Look at what more than b members list, one of whom has verified it, and this one has not been told of."""
+        listed: dict[PeerId, list[tuple[Charge, Message]]] = {}
+        for message in commits:
+            for charge in message.body.charges if isinstance(message.body, Commit) else ():
+                if self._is_news(charge.accused, charge.deed, charge.round):
+                    listed.setdefault(charge.accused, []).append((charge, message))
+        for found in listed.values():
+            if len({message.sender for _, message in found}) > faulty_max:
+                for charge, message in found:
+                    self._await_evidence(charge, message)
+
+    def _await_evidence(self, charge: Charge, by: Message) -> None:
+        waiting = self._evidence.setdefault(charge.evidence, [])
+        waiting.append(by)
         if len(waiting) == 1:
-            self._fetch_evidence(body.evidence, waiting)
+            self._fetch_evidence(charge.evidence, waiting)
 
     def _fetch_evidence(self, hash: bytes, charges: list[Message]) -> None:
         """From who charges first; the next is asked when that one does not have it."""
@@ -190,13 +206,15 @@ class Charges:
     def work_done(self, token: str, look: object) -> None:
         """What came out of looking at evidence: enter the charges that it bears out, charge who made the others."""
         assert isinstance(look, Look)
-        for message in self._evidence.pop(bytes.fromhex(token.removeprefix("charge:")), []):
-            body, finding = message.body, look.finding
-            assert isinstance(body, Charge)
-            if finding is not None and (finding.accused, finding.round, finding.deed) == (
-                body.accused, body.round, body.deed,
-            ):  # fmt: skip
-                if self._is_news(body.accused, body.deed, body.round):
-                    self._enter(body, look.data)
-            elif look.deed != "false_charge":  # that a false charge is falsely charged has no proof: it is only noise
-                self.charge("false_charge", message.sender, message.statement.round, [message], [look.data])
+        hash, finding = bytes.fromhex(token.removeprefix("charge:")), look.finding
+        for message in self._evidence.pop(hash, []):
+            for body in message.body.charges if isinstance(message.body, Commit) else (message.body,):
+                assert isinstance(body, Charge)
+                if finding is not None and (finding.accused, finding.round, finding.deed, hash) == (
+                    body.accused, body.round, body.deed, body.evidence,
+                ):  # fmt: skip
+                    if self._is_news(body.accused, body.deed, body.round):
+                        self._enter(body, look.data)
+                elif look.deed != "false_charge" and body is message.body:
+                    # that a false charge is falsely charged has no proof: it is only noise
+                    self.charge("false_charge", message.sender, message.statement.round, [message], [look.data])

@@ -545,6 +545,7 @@ class Member:
         if self.state.trajectory.steps(block.round):
             self.replay.step(block, update)
         self._appended(block)
+        self.charges.hear_commits(contribution.commits.values(), finished.roster.faulty_max)
         self._report(block, finished, now)
         self._settle(now)
 

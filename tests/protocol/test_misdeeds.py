@@ -12,13 +12,15 @@ from torch import Tensor
 
 from btrain.adversary.registry import get_adversary
 from btrain.kernels import QuantizedBlocks, dequantize_blockwise, quantize_blockwise
+from btrain.protocol.agreement_messages import Final
 from btrain.protocol.audit import GradientCheck
 from btrain.protocol.behaviour import Behaviour, Replay
 from btrain.protocol.court import Court
+from btrain.protocol.desk import Desk
 from btrain.protocol.effects import Effect, PutBlob
 from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.evidence import open_evidence, verify_evidence
-from btrain.protocol.messages import Charge, Verifier
+from btrain.protocol.messages import Charge, Verifier, sign
 from btrain.protocol.reduction import ReducedPart
 from btrain.protocol.round import Round
 from btrain.simulation.world import World
@@ -163,6 +165,24 @@ class Friend(Behaviour):
 
     def charges(self, accused: PeerId, deed: str) -> bool:
         return False
+
+
+def test_who_was_not_told_of_a_charge_hears_of_it_by_the_commits(run: Run) -> None:
+    """Three of four must list it: a link that was down for a moment would set the guilty free."""
+    world = run.world(4, 12, seed=1, byzantine={3: Friend()})
+    world.run(3, 60_000_000)
+    teller, deaf, guilty = *world.honest[:2], attacker(world)
+    twice = Desk(world.identities[guilty].key, world.genesis.run, Verifier())
+    statements = [twice.statement(Final(bytes([i]) * 32), prev=bytes(32), round=2) for i in range(2)]
+    node = world.node(teller)
+    assert node is not None
+    node.member.charges.charge("equivocation", guilty, 2, [sign(twice.key, each) for each in statements], [])
+    effects = node.member.desk.take()
+    node._connected.discard(deaf)
+    node._run(effects)
+    node._connected.add(deaf)
+    run.to_the_end(world)
+    assert run.bans(world)[guilty][0] == "equivocation"
 
 
 @dataclass
