@@ -5,8 +5,10 @@ The child's run directory keeps a copy of the parent's record in its folder `par
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ from btrain.identity import peer_id_text
 from btrain.peer.initial import InitialState
 from btrain.protocol.ledger import CertifiedState, LedgerState
 from btrain.protocol.pieces import assemble, cut
-from btrain.storage.blob_store import BlobStore
+from btrain.storage.blob_store import BlobStore, CorruptBlob
 from btrain.storage.durable import storage_error
 from btrain.storage.run_directory import PARENT, RunDirectory, run_was_founded
 from btrain.training import State
 from btrain.verify.ledger import LedgerAudit, audit_ledger
 from btrain.verify.reading import GENESIS, LEDGER, InvalidRecord
+
+logger = logging.getLogger(__name__)
 
 _NAMED = re.compile(r"(?P<path>.+?)(?::(?P<round>\d{1,10}))?")
 _RECORD = (GENESIS, LEDGER, "config.yaml")
@@ -163,11 +167,12 @@ def _parent(audit: LedgerAudit, after: LedgerState, fingerprint: str) -> Parent:
 
 def _kept_state(path: Path, certified: CertifiedState) -> bytes | None:
     """The bytes of a certified state, from custody or a checkpoint."""
-    custody = BlobStore.read(path / "custody")
-    try:
-        kept = assemble(certified.digest, custody.get)
-    finally:
-        custody.close()
+    with closing(BlobStore.read(path / "custody")) as custody:
+        try:
+            kept = assemble(certified.digest, custody.get)
+        except CorruptBlob as damage:  # a checkpoint may hold it as well
+            logger.warning("%s", damage)
+            kept = None
     if kept is not None:
         return kept
     for folder in checkpoint_paths(path / "checkpoints"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from btrain.checkpoint import checkpoint_paths
+from btrain.checkpoint import checkpoint_paths, load_checkpoint
 from btrain.config import Parent, RunConfig, loads
 from btrain.errors import BtrainError, ConfigError, ContractError, VerificationError
 from btrain.identity import SigningKey, peer_id_text
@@ -18,12 +19,15 @@ from btrain.peer.store import Founded
 from btrain.protocol.encoding import ZERO, encode, sha256
 from btrain.protocol.ledger import Founder, Genesis
 from btrain.protocol.messages import GenesisSignature, Statement, sign
+from btrain.protocol.pieces import cut
 from btrain.simulation.scenario import Scenario
+from btrain.storage.blob_store import BlobStore
 from btrain.storage.ledger_file import LedgerFile
 from btrain.training import State
 from btrain.verify import audit_run, audit_text
 from btrain.verify.parent import Fork, going_on, read_fork
 from tests.verify.conftest import ROUNDS, SYNC_EVERY
+from tests.verify.test_ledger import flip
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,23 @@ def test_a_state_that_is_not_kept_and_the_blocks_whose_states_are(run_dir: Path)
     shutil.rmtree(folders[-1])
     with pytest.raises(ConfigError, match=r"of round 8, is not kept there; with :ROUND name one of the blocks 4$"):
         read_fork(str(run_dir / "peer-0"))
+
+
+def test_damage_in_custody_is_made_up_for_by_a_checkpoint(run_dir: Path, fork: Fork) -> None:
+    peer = run_dir / "peer-0"
+    checkpoint = checkpoint_paths(peer / "checkpoints")[-1]
+    state = cut(load_checkpoint(checkpoint).state)
+    with closing(BlobStore.open(peer / "custody", 2**30)) as custody:
+        custody.put(state.digest, encode(state.manifest), 8)
+        custody.put(state.manifest.pieces[0], state.pieces[0], 8)
+        custody.flush()
+    shutil.move(checkpoint, run_dir / "away")
+    assert read_fork(str(peer)).state == fork.state
+    flip(peer / "custody" / "00000008.pack", -1)
+    with pytest.raises(ConfigError, match="of round 8, is not kept there"):
+        read_fork(str(peer))
+    shutil.move(run_dir / "away", checkpoint)
+    assert read_fork(str(peer)).state == fork.state
 
 
 def test_a_damaged_parent_is_refused(run_dir: Path) -> None:
