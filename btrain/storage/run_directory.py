@@ -43,6 +43,10 @@ class RunDirectoryBusy(ConfigError):
     """Another live process uses the run directory; the message names both."""
 
 
+class IdentityBusy(IdentityError):
+    """A live process runs in the run directory as the very peer that this one is, by a copy of its key."""
+
+
 class OtherContract(ContractError):
     """The run directory belongs to a run under another contract."""
 
@@ -101,8 +105,8 @@ class RunDirectory:
 
         A directory whose run was never founded may change its contract.
 
-        Raises ConfigError, RunDirectoryBusy, OtherContract, OtherIdentity, SignedLogMissing, CorruptFile, StorageFull,
-        StorageError.
+        Raises ConfigError, RunDirectoryBusy, IdentityBusy, OtherContract, OtherIdentity, SignedLogMissing, CorruptFile,
+        StorageFull, StorageError.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
@@ -113,9 +117,7 @@ class RunDirectory:
             (path / "checkpoints").mkdir(exist_ok=True)
             lock = ProcessLock.acquire(path / "lock")
         except LockBusy as busy:
-            raise RunDirectoryBusy(
-                f"{path}: is in use by {LockBusy.describe(busy.pid)}; stop it or name another --run-dir"
-            ) from None
+            raise _busy(path, LockBusy.describe(busy.pid), peer_id_text(identity)) from None
         except OSError as error:
             raise storage_error(path, "be opened", error) from error
         with ExitStack() as opened:  # closes what is open already if one of the files does not open
@@ -171,6 +173,15 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _busy(path: Path, holder: str, identity: str) -> RunDirectoryBusy | IdentityBusy:
+    known = read_binding(path)
+    if known is not None and known.identity == identity:
+        return IdentityBusy(
+            f"{path}: the identity {identity} is in use by {holder}; stop it, or give this peer another"
+        )
+    return RunDirectoryBusy(f"{path}: is in use by {holder}; stop it or name another --run-dir")
 
 
 def run_was_founded(path: Path) -> bool:

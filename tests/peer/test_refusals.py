@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from typing import Any
@@ -94,6 +95,8 @@ def test_a_busy_key_and_a_busy_directory(town: Town) -> None:
         pass
     message = fails(town, "c", "RunDirectoryBusy", 2, identity=other, run_dir=peers[0].run_dir)
     assert str(peers[0].run_dir) in message
+    copy = shutil.copy2(key, town.directory / "copy.key")
+    fails(town, "d", "IdentityBusy", 6, identity=copy, run_dir=peers[0].run_dir)
 
 
 def test_a_key_that_is_none(town: Town) -> None:

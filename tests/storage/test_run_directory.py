@@ -10,6 +10,7 @@ from btrain.errors import ConfigError, ContractError, IdentityError
 from btrain.identity import peer_id_text
 from btrain.storage.durable import CorruptFile, StorageError
 from btrain.storage.run_directory import (
+    IdentityBusy,
     OtherContract,
     OtherIdentity,
     RunDirectory,
@@ -80,8 +81,11 @@ def test_listing(tmp_path: Path) -> None:
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with open_run(tmp_path / "run"):
         with pytest.raises(RunDirectoryBusy, match=f"is in use by process {os.getpid()}; ") as raised:
-            open_run(tmp_path / "run")
+            open_run(tmp_path / "run", identity=bytes(32))
         assert isinstance(raised.value, ConfigError)
+        with pytest.raises(IdentityBusy, match=f"identity 12D3.* is in use by process {os.getpid()}; ") as copied:
+            open_run(tmp_path / "run")  # by a copy of the key
+        assert isinstance(copied.value, IdentityError)
     open_run(tmp_path / "run").close()
 
 
@@ -97,7 +101,7 @@ def test_kill_9_releases_the_directory(tmp_path: Path) -> None:
             os._exit(1)
     os.close(writing)
     assert os.read(reading, 1) == b"1"
-    with pytest.raises(RunDirectoryBusy, match=f"process {child};"):
+    with pytest.raises(IdentityBusy, match=f"process {child};"):
         open_run(tmp_path / "run")
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
