@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from btrain.protocol.round import Round
 
 KEPT_PACKETS = 256
+_ENVELOPES_TAG = encode_packet(Envelopes(()))[1:3]
 
 
 def others(round: Round) -> list[PeerId]:
@@ -50,9 +51,10 @@ class Withholding(Adversary):
     def _censored(self, effect: Effect) -> Effect | None:
         if not isinstance(effect, Send) or effect.delay_us or not any(data in effect.packet for data in self._withheld):
             return effect
-        packet = decode_packet(effect.packet)
-        if not isinstance(packet, Envelopes):
+        if effect.packet[1:3] != _ENVELOPES_TAG:  # another attack may have made blocks, more than a packet holds
             return effect
+        packet = decode_packet(effect.packet)
+        assert isinstance(packet, Envelopes)
         kept = tuple(data for data in packet.envelopes if effect.to in self._withheld.get(data, {effect.to}))
         return replace(effect, packet=encode_packet(Envelopes(kept))) if kept else None
 
