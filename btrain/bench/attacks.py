@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,11 +36,32 @@ SCHEDULES: Final = {
     "1 round in 10": Schedule(every=10),
     "3 rounds in 10": Schedule(every=10, on=3),
 }
+WARMUP: Final = 50  # steps
 GRADIENT_ATTACKS: Final = (
     "sign_flip", "random_direction", "ipm:epsilon=0.1", "ipm:epsilon=0.6", "ipm:epsilon=100", "alie", "rop",
     "label_flip", "delayed", "min_max", "mimic",
 )  # fmt: skip
-WHEN: Final = {"from round 50": "from=50", "1 round in 10": "from=50,every=10", "from round 1": "from=1"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A column of the loss table: who attacks when, in which training run."""
+
+    when: str
+    option: str
+    byzantine: int = 7
+    warmup: int = WARMUP
+    shorter: int = 1  # what the rounds of a run are divided by
+
+
+PLANS: Final = (
+    Plan("from round 50", "from=50"),
+    Plan("1 round in 10", "from=50,every=10"),
+    Plan("from round 1", "from=1"),
+    Plan("from round 50", "from=50", byzantine=3),
+    Plan("from round 50, half as long", "from=50", shorter=2),
+    Plan("from round 1, no warm-up", "from=1", warmup=0),
+)
 VARIANTS: Final = (
     *(f"equivocate:kind={kind}" for kind in ("result", "reveal", "table", "dispute", "approval", "vote", "final")),
     *(f"equivocate:kind={kind}" for kind in ("missing", "accusation", "charge", "quit", "lock", "proposal")),
@@ -64,7 +85,9 @@ VARIANTS: Final = (
     "nan+freeze:from=6",
 )
 PLAIN: Final = ("centered_clip", "mean")
+SPLITS: Final = ("train", "held_out")
 UNDETECTED: Final = "just_inside_tolerance"
+INSIDE: Final = Plan("in every round", "from=1")
 UNDETECTED_SEEDS: Final = 2  # it bisects against the audit itself: each run takes minutes
 
 
@@ -218,18 +241,29 @@ def _urgency(match: Match) -> int:
     return (match.byzantine == BYZANTINE[0]) * 2 + (match.seed > 0) + (not match.sweep) * 3
 
 
-def cells(seeds: int, rounds: int) -> list[Any]:
-    """Every training run of the loss table."""
+def cells(seeds: int, rounds: int) -> list[tuple[Plan | None, str, Any]]:
+    """Every training run of the loss table: its column (None: nobody attacks), the attack, the run."""
     from btrain.bench.contest import Cell
 
-    found = [Cell(rule=rule, seed=seed, rounds=rounds) for rule in PLAIN for seed in range(seeds)]
-    plans = [(7, when) for when in WHEN.values()] + [(3, WHEN["from round 50"])]
-    for byzantine, when in plans:
+    shapes = dict.fromkeys((rounds // plan.shorter, plan.warmup) for plan in PLANS)
+    found: list[tuple[Plan | None, str, Any]] = [
+        (None, "", Cell(rule=rule, seed=seed, rounds=length, warmup=warmup))
+        for rule in PLAIN for length, warmup in shapes for seed in range(seeds)
+    ]  # fmt: skip
+    for plan in PLANS:
         for attack in GRADIENT_ATTACKS:
-            found += [Cell(with_option(attack, when), byzantine, seed=s, rounds=rounds) for s in range(seeds)]
-    inside = with_option(UNDETECTED, "from=1")
-    found += [Cell(inside, 7, "off", seed=seed, rounds=rounds) for seed in range(min(seeds, UNDETECTED_SEEDS))]
+            found += [(plan, attack, _cell(plan, attack, seed, rounds)) for seed in range(seeds)]
+    for seed in range(min(seeds, UNDETECTED_SEEDS)):
+        cell = _cell(INSIDE, UNDETECTED, seed, rounds)
+        found.append((INSIDE, UNDETECTED, replace(cell, verification="off")))
     return found
+
+
+def _cell(plan: Plan, attack: str, seed: int, rounds: int) -> Any:
+    from btrain.bench.contest import Cell
+
+    named = with_option(attack, plan.option)
+    return Cell(named, plan.byzantine, seed=seed, rounds=rounds // plan.shorter, warmup=plan.warmup)
 
 
 def with_option(attack: str, option: str) -> str:
@@ -237,50 +271,44 @@ def with_option(attack: str, option: str) -> str:
     return f"{attack}{',' if ':' in attack else ':'}{option}"
 
 
-def ratios(losses: dict[tuple[Any, ...], dict[str, float]], cell: Any, seeds: int) -> dict[str, float]:
-    """Mean and worst over seeds of a run's losses over those of the same rule without attackers."""
-    found: dict[str, float] = {}
-    for split in ("train", "held_out"):
-        shares = [losses[_place(cell, seed)][split] / losses[_honest(cell.rule, seed)][split] for seed in range(seeds)]
-        found[f"{split}_mean"], found[f"{split}_worst"] = sum(shares) / len(shares), max(shares)
-    return found
-
-
-def _place(cell: Any, seed: int) -> tuple[Any, ...]:
-    return cell.attack, cell.byzantine, cell.verification, cell.rule, seed
-
-
-def _honest(rule: str, seed: int) -> tuple[Any, ...]:
-    return None, 0, "sweep", rule, seed
-
-
 def loss_rows(results: dict[str, dict[str, Any]], seeds: int, rounds: int) -> dict[str, Any]:
-    """The loss table, and what the rule costs without attackers."""
-    from btrain.bench.contest import Cell
+    """The loss table: mean and worst over seeds of losses over those of the same run without attackers.
 
+    And what the rule costs without attackers, over the plain mean.
+    """
     wanted = cells(seeds, rounds)
     losses = {
-        _place(cell, cell.seed): {split: float(loss) for split, loss in results[job_of("losses", cell).key].items()}
-        for cell in wanted
+        cell: {split: float(loss) for split, loss in results[job_of("losses", cell).key].items()}
+        for _, _, cell in wanted
     }
-    names = {option: name for name, option in WHEN.items()}
-    rows = []
-    for cell in wanted:
-        if cell.attack is not None and cell.seed == 0:
-            attack, _, option = cell.attack.partition("from=")
-            attack, when = attack.rstrip(",:"), names[f"from={option}"]
-            of = seeds if cell.verification == "sweep" else min(seeds, UNDETECTED_SEEDS)
-            rows.append({"attack": attack, "byzantine": cell.byzantine, "when": when,
-                         "verification": cell.verification, **ratios(losses, cell, of)})  # fmt: skip
-    cost = [losses[_honest("centered_clip", s)]["train"] / losses[_honest("mean", s)]["train"] for s in range(seeds)]
-    held = [
-        losses[_honest("centered_clip", s)]["held_out"] / losses[_honest("mean", s)]["held_out"] for s in range(seeds)
-    ]
-    shape = asdict(Cell(rounds=rounds))
+
+    def shares(split: str, cells: Iterable[Any], rule: str) -> list[float]:
+        return [losses[cell][split] / losses[_quiet(cell, rule)][split] for cell in cells]
+
+    rows: dict[tuple[Plan, str], list[Any]] = {}
+    for plan, attack, cell in wanted:
+        if plan is not None:
+            rows.setdefault((plan, attack), []).append(cell)
+    honest = [_quiet(_cell(PLANS[0], "alie", seed, rounds), "centered_clip") for seed in range(seeds)]
     return {
-        "rows": rows, "seeds": seeds, "rule_over_mean_train": sum(cost) / seeds,
-        "rule_over_mean_held_out": sum(held) / seeds, "rounds": rounds, "batch": shape["batch"],
+        "rows": [
+            {"attack": attack, "byzantine": plan.byzantine, "when": plan.when, "verification": played[0].verification}
+            | {f"{split}_mean": _mean(shares(split, played, played[0].rule)) for split in SPLITS}
+            | {f"{split}_worst": max(shares(split, played, played[0].rule)) for split in SPLITS}
+            for (plan, attack), played in rows.items()
+        ],
+        "seeds": seeds, "rounds": rounds, "batch": honest[0].batch, "warmup": WARMUP,
+        **{f"rule_over_mean_{split}": _mean(shares(split, honest, "mean")) for split in SPLITS},
     }  # fmt: skip
+
+
+def _quiet(cell: Any, rule: str) -> Any:
+    """The same training run without attackers, under this rule."""
+    return replace(cell, attack=None, byzantine=0, verification="sweep", rule=rule)
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)
 
 
 def protocol_rows(results: dict[str, dict[str, Any]], wanted: Iterable[Match]) -> list[dict[str, Any]]:
@@ -319,7 +347,7 @@ def document(options: argparse.Namespace) -> dict[str, Any]:
     if "protocol" in options.parts:
         wanted["protocol"] = matches(options.names or (*adversary_names(), *VARIANTS), options.protocol_seeds)
     if "losses" in options.parts:
-        wanted["losses"] = cells(options.seeds, options.rounds)
+        wanted["losses"] = [cell for _, _, cell in cells(options.seeds, options.rounds)]
     if options.finished and "protocol" in wanted:
         held = read_log(options.log)
         wanted["protocol"] = [match for match in wanted["protocol"] if job_of("protocol", match).key in held]
@@ -353,8 +381,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--names", nargs="+", metavar="NAME[:key=value,...]", help="attacks on the protocol")
     parser.add_argument("--chain-runs", type=int, default=CHAIN_RUNS, help="runs of the chain for each of its rows")
     parser.add_argument("--protocol-seeds", type=int, default=5, help="runs of the protocol with 16 members")
-    parser.add_argument("--seeds", type=int, default=4, help="training runs for each attack")
-    parser.add_argument("--rounds", type=int, default=300, help="rounds of a training run")
+    parser.add_argument("--seeds", type=int, default=8, help="training runs for each attack")
+    parser.add_argument("--rounds", type=int, default=600, help="rounds of a training run")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--log", type=Path, metavar="FILE", help="one JSON line a run; goes on from it")
     parser.add_argument(

@@ -56,6 +56,7 @@ class Cell:
     rounds: int = 400
     batch: int = 32
     lr: float = 0.1
+    warmup: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,10 @@ class Contest:
         return Chain(cell.members, cell.byzantine, schedule, cell.verification in ("sweep", *ROLLBACKS), audits)
 
     def train(self) -> Losses:
-        """SGD with Nesterov's momentum, the learning rate decaying along a cosine to zero."""
+        """SGD with Nesterov's momentum; after a warm-up the learning rate decays along a cosine to zero."""
         x_D = self.gradients.start()
         velocity_D = torch.zeros_like(x_D)
-        decay = Decay("cosine", steps=self.cell.rounds)
+        decay = Decay("cosine", steps=self.cell.rounds, warmup=self.cell.warmup)
         step = 0
         while step < self.cell.rounds:
             work = self.play.step()

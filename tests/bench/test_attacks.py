@@ -61,7 +61,7 @@ def test_what_the_log_holds_is_not_computed_again(tmp_path: Path) -> None:
 def losses(seeds: int, of: dict[str | None, float]) -> dict[str, dict[str, Any]]:
     """Made-up results: by attack, the same on both splits; the plain mean ends at 0.5."""
     found = {}
-    for cell in attacks.cells(seeds, 300):
+    for _, _, cell in attacks.cells(seeds, 300):
         name = None if cell.attack is None else cell.attack.partition(":")[0]
         loss = 0.5 if cell.rule == "mean" else of.get(name, 1.0) + cell.seed * (name is not None) * 0.02
         found[job_of("losses", cell).key] = {"train": str(loss), "held_out": str(loss)}
@@ -72,7 +72,7 @@ def test_losses_are_compared_with_the_same_rule_and_with_the_aims() -> None:
     table = loss_rows(losses(3, {"alie": 1.04, "sign_flip": math.inf}), 3, 300)
     assert (table["rule_over_mean_train"], table["rule_over_mean_held_out"]) == (2.0, 2.0)
     rows = {(row["attack"], row["byzantine"], row["when"]): row for row in table["rows"]}
-    assert len(rows) == 4 * len(attacks.GRADIENT_ATTACKS) + 1
+    assert len(rows) == len(attacks.PLANS) * len(attacks.GRADIENT_ATTACKS) + 1
     alie = rows["alie", 7, "from round 50"]
     assert (alie["train_mean"], alie["train_worst"]) == (pytest.approx(1.06), pytest.approx(1.08))
     assert scoreboard.share(alie, "train") == "**1.060 (1.080)**"
