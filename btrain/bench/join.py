@@ -23,7 +23,6 @@ from btrain.config import loads
 from btrain.errors import BtrainError
 from btrain.identity import create_key, peer_id_text
 from btrain.peer.options import PeerOptions
-from btrain.storage.streams import read_json_lines
 from btrain.swarm.processes import Processes, start_server, stop_server
 from btrain.templates import template
 
@@ -64,7 +63,8 @@ class Group:
             (folder / name).mkdir()
             ids[name] = peer_id_text(create_key(folder / name / "identity.key").public_key)
         self.names.sort(key=ids.__getitem__)  # the first of the list puts the genesis together
-        self._ids = ids
+        self._logged: dict[str, list[Event]] = {name: [] for name in self.names}
+        self._read_bytes = dict.fromkeys(self.names, 0)  # of each peer's log
         hidden = max(1, round((parameters - 10) / 75))
         group = {"start_when": FOUNDERS, "admission": "allowlist", "members": sorted(ids.values())}
         settings = [
@@ -82,9 +82,16 @@ class Group:
         return begin
 
     def events(self, name: str) -> list[Event]:
-        """What a peer has logged so far."""
+        """What a peer has logged so far. Each line is read once: a peer that is to be timed shares this machine."""
         path = self._folder / name / "events.jsonl"
-        return list(read_json_lines(path)) if path.exists() else []
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(self._read_bytes[name])
+                data = file.read()
+            end = data.rfind(b"\n") + 1
+            self._read_bytes[name] += end
+            self._logged[name] += map(json.loads, data[:end].splitlines())
+        return self._logged[name]
 
     def wait(self, what: str, reached: Callable[[], bool]) -> None:
         """Until `reached()`. Raises JoinFailed."""
@@ -93,6 +100,9 @@ class Group:
             for name, event in self.processes.wait(0.1):
                 if event["event"] == "error":
                     raise JoinFailed(f"{name}: {event['text']}")
+            for name, peer in self.processes.running.items():
+                if self.processes.ended(name):
+                    raise JoinFailed(f"{name} ended with exit code {peer.exit_code}")
             if time.monotonic() > end:
                 raise JoinFailed(f"nothing came of it in {PATIENCE_S:g} s: {what}")
 

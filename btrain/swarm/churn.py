@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -256,6 +257,7 @@ class Churn:
 @contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
     """Temporary files of the peers go there, to see what is left of them."""
+    tempfile.gettempdir()  # what this process makes for its forkserver stays where it was
     folder.mkdir()
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(folder)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from btrain.bench.join import FRAMEWORK, PHASES, as_text, phases_of
+from btrain.bench.join import FRAMEWORK, PHASES, Group, JoinFailed, as_text, phases_of
 from btrain.bench.page import write_section
 
 EVENTS: list[dict[str, Any]] = [
@@ -27,6 +28,24 @@ def test_phases_end_with_the_block_of_the_first_round_with_a_role() -> None:
     assert phases_of(10.0, EVENTS) == {"prepare": 0.25, "find": 0.25, "follow": 0.5, "seat": 2.0, "contribute": 2.0}
     at_once = [event for event in EVENTS if event["event"] != "caught_up"]
     assert phases_of(10.0, at_once) == {"prepare": 0.25, "find": 0.25, "follow": 2.5, "seat": 0.0, "contribute": 2.0}
+
+
+def test_each_line_of_a_log_is_read_once_and_whole(tmp_path: Path) -> None:
+    group = Group(tmp_path, 1000)
+    name = group.names[0]
+    assert group.events(name) == []
+    log = tmp_path / name / "events.jsonl"
+    log.write_text('{"event":"started"}\n{"event":"fou')
+    assert group.events(name) == [{"event": "started"}]
+    log.write_text("-" * 19 + '\n{"event":"founded"}\n')
+    assert group.events(name) == [{"event": "started"}, {"event": "founded"}]
+
+
+def test_a_peer_that_ends_without_a_word_fails_the_benchmark(tmp_path: Path) -> None:
+    group = Group(tmp_path, 1000)
+    group.processes.running[group.names[0]] = SimpleNamespace(exit_code=-9, closed=True)  # type: ignore[assignment]
+    with pytest.raises(JoinFailed, match=f"{group.names[0]} ended with exit code -9"):
+        group.wait("nothing", lambda: False)
 
 
 def test_the_table_names_every_phase() -> None:

@@ -10,7 +10,7 @@ from btrain.swarm.churn import Churn
 from btrain.swarm.churn_plan import ChurnPlan
 
 SHORT = ChurnPlan(
-    peers=5, attackers=0, quiet_s=8.0, periods=2, period_s=15.0, replaced=2, kill_every=2, gradient_s=1.0, message_s=0.5
+    peers=5, attackers=0, quiet_s=8.0, periods=3, period_s=15.0, replaced=2, kill_every=3, gradient_s=1.0, message_s=0.5
 )
 
 
@@ -19,6 +19,6 @@ SHORT = ChurnPlan(
 def test_peers_come_leave_and_are_killed_and_nothing_is_lost_or_left(tmp_path: Path) -> None:
     report = Churn(SHORT, tmp_path / "run", print).run()
     assert report.faults == []
-    assert report.joined == 4 and report.left >= 4
+    assert report.joined == 6 and report.left >= 6
     assert report.killed >= 2 and report.restarted >= 1 and report.churn_rate > 0
     assert report.longest_lived
