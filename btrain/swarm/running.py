@@ -36,6 +36,12 @@ class SwarmFailed(BtrainError):
     """The swarm could not found its run, or no honest peer came to its end; the message names peer and reason."""
 
 
+class SwarmInterrupted(SwarmFailed):
+    """Ctrl-C came before there was a run to report on."""
+
+    exit_code = INTERRUPTED
+
+
 class Interrupts:
     """How often SIGINT or SIGTERM came while a swarm runs."""
 
@@ -137,12 +143,14 @@ class Swarm:
         self._started_at = time.monotonic()
 
     def run(self) -> Report:
-        """Run to the end. Raises SwarmFailed and whatever kept the run from being founded."""
+        """Run to the end. Raises SwarmFailed, SwarmInterrupted and whatever kept the run from being founded."""
         with self.screen, self.processes:
             self._start(self.peers[0])
             while not self._done():
                 self._tick()
             self._leave()
+        if not any(outcome.founded for outcome in self.outcomes.values()):
+            raise SwarmInterrupted("stopped before the run began")
         return report_of(self.plan, list(self.outcomes.values()), time.monotonic() - self._started_at)
 
     # --- one turn ---

@@ -113,6 +113,16 @@ def test_ctrl_c_leaves_in_order_and_leaves_nothing(btrain: Btrain, folder: Path)
         assert '"event":"finished","reason":"left"' in events.read_text()
 
 
+@pytest.mark.timeout(100)
+def test_ctrl_c_before_the_run_begins(btrain: Btrain, folder: Path) -> None:
+    process = btrain(*FOUR, "--run-dir", "run", cwd=folder)
+    assert eventually((folder / "run" / "swarm.json").exists, 60)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped before the run began" in stderr, stderr
+    assert eventually(lambda: not members_of(process.pid), 5)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_peers_end_when_their_parent_is_killed(btrain: Btrain, folder: Path) -> None:
