@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,8 @@ def run_swarm(plan: SwarmPlan, say: Say, *, live: bool) -> Closing:
             report = swarm.run()
             if plan.baseline and not interrupts.count:
                 say("once more without attackers")
-                report = compared(report, Swarm(plan.without_attackers(), say, interrupts, live=live).run())
+                with suppress(SwarmInterrupted):  # the run itself is over
+                    report = compared(report, Swarm(plan.without_attackers(), say, interrupts, live=live).run())
     finally:
         stop_server()
     write_report(plan.run_dir, report)

@@ -118,7 +118,7 @@ def test_ctrl_c_before_the_run_begins(btrain: Btrain, folder: Path) -> None:
     process = btrain(*FOUR, "--run-dir", "run", cwd=folder)
     assert eventually((folder / "run" / "swarm.json").exists, 60)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "stopped before the run began" in stderr, stderr
     assert eventually(lambda: not members_of(process.pid), 5)
 
