@@ -115,6 +115,11 @@ def _not_yet(config: Fields) -> Iterator[Problem]:
             ("local_steps",),
             f"several local steps a round are not supported yet: expected 1, got {config.local_steps}",
         )
+    if config.local.metrics is not None:
+        yield (
+            ("local", "metrics"),
+            "nothing is served to Prometheus yet; metrics.jsonl in the run directory holds it all",
+        )
 
 
 def _deadlines(config: Fields) -> Iterator[Problem]:

@@ -133,6 +133,7 @@ def test_an_unknown_template_names_the_nearest() -> None:
         ("listen: /ip4/0.0.0.0/tcp/0", "listen: 0.0.0.0:4001", "run.yaml:33: local.listen: expected an address such"),
         ("listen: /ip4/0.0.0.0/tcp/0", "listen: /ip4/0.0.0/tcp/0", "run.yaml:33: local.listen: expected an ip4 addre"),
         ("device: auto", "device: gpu", "run.yaml:34: local.device: expected auto, cpu, mps, cuda or cuda:0, got 'gp"),
+        ("device: auto", "metrics: 127.0.0.1:9464", "run.yaml:34: local.metrics: nothing is served to Prometheus yet"),
         ("device: auto", "join: /ip4/10.0.0.1/tcp/4001", "run.yaml:34: local.join[0]: expected an address such as"),
         ("run_dir: runs/small-gpt", "run_dir: [a]", "run.yaml:35: local.run_dir: expected a path, got a list"),
         ("run: small-gpt", "run: ../x", "run.yaml:1: run: expected a name of up to 64 letters, digits, dots and dash"),
