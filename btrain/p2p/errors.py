@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from btrain.errors import ConfigError, NetworkError
+from btrain.errors import ConfigError, IdentityError, NetworkError
 
 
 class MalformedAddress(ConfigError, NetworkError):
     """A text is no address of the form /ip4/HOST/tcp/PORT/p2p/PEER; the message says what is wrong with it."""
 
     exit_code = ConfigError.exit_code
+
+
+class OwnIdentity(IdentityError, NetworkError):
+    """The address to dial is of this very identity, which another process uses; the message names it."""
+
+    exit_code = IdentityError.exit_code
 
 
 class AddressInUse(NetworkError):

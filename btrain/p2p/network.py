@@ -16,7 +16,7 @@ from btrain.p2p.addresses import Address, interface_hosts, parse_address, parse_
 from btrain.p2p.bulk_plane import BulkPlane
 from btrain.p2p.channel import Channel, LibP2PKeys
 from btrain.p2p.dialler import Dialler
-from btrain.p2p.errors import LinkLost, MalformedAddress, PeerViolation
+from btrain.p2p.errors import LinkLost, MalformedAddress, OwnIdentity, PeerViolation
 from btrain.p2p.frames import HASH_BYTES, PROTOCOL_VERSION, Hello, Kind, decode_reason, frame
 from btrain.p2p.greeting import Greeted, Greeter
 from btrain.p2p.handler import Handler
@@ -99,8 +99,8 @@ class Network:
     async def connect(self, target: str | tuple[bytes, Sequence[str]]) -> bytes:
         """Link to the peer at a multiaddr, or to (peer, its addresses); returns its id, at once if it is linked.
 
-        One attempt of at most `dial_timeout_s`. Raises MalformedAddress, PeerUnreachable, WrongPeer, WrongRun or
-        ConnectionRefused.
+        One attempt of at most `dial_timeout_s`. Raises MalformedAddress, OwnIdentity, PeerUnreachable, WrongPeer,
+        WrongRun or ConnectionRefused.
         """
         texts = [target] if isinstance(target, str) else list(target[1])
         addresses = [parse_peer_address(text) for text in texts]
@@ -109,7 +109,9 @@ class Network:
         if peers or peer is None:
             raise MalformedAddress(f"addresses of different peers: {', '.join(texts)}")
         if peer == self.peer:
-            raise MalformedAddress(f"{texts[0]} is this peer itself: does another process use the same identity?")
+            raise OwnIdentity(
+                f"{texts[0]} is of this peer's own identity: a copy of its key is in use, or it is to join itself"
+            )
         self._book.learn(peer, texts)
         await self._dialler.dial(peer)
         return peer

@@ -10,7 +10,7 @@ import trio
 from btrain.errors import NetworkError
 from btrain.p2p import Network
 from btrain.p2p.addresses import parse_peer_address
-from btrain.p2p.errors import LinkLost, MalformedAddress, PeerUnreachable, WrongPeer, WrongRun
+from btrain.p2p.errors import LinkLost, MalformedAddress, OwnIdentity, PeerUnreachable, WrongPeer, WrongRun
 from btrain.protocol.encoding import PeerId
 
 PATIENCE_S = 6.0  # how long addresses are tried; one attempt, of at most 10 s, may follow
@@ -49,7 +49,7 @@ class Joining:
                 try:
                     await self._network.connect(address)
                     self._reached = True
-                except (WrongPeer, WrongRun, MalformedAddress) as error:
+                except (WrongPeer, WrongRun, MalformedAddress, OwnIdentity) as error:
                     self._lose(address, error)
                     return
                 except NetworkError as error:

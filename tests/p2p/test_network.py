@@ -20,6 +20,7 @@ from btrain.p2p.errors import (
     AddressUnusable,
     ConnectionRefused,
     MalformedAddress,
+    OwnIdentity,
     PeerUnreachable,
     WrongPeer,
     WrongRun,
@@ -385,7 +386,7 @@ def test_unreachable_wrong_and_malformed_addresses_are_named(lab: Any) -> None:
             misnamed = b.addresses[0].rsplit("/", 1)[0] + "/" + nobody
             with pytest.raises(WrongPeer, match=b.addresses[0].rsplit("/", 1)[1]):
                 await a.connect(misnamed)
-            with pytest.raises(MalformedAddress, match="itself"):
+            with pytest.raises(OwnIdentity, match="itself"):
                 await a.connect(a.addresses[0])
             with pytest.raises(MalformedAddress, match="different peers"):
                 await a.connect((a.peer, b.addresses))

@@ -97,6 +97,7 @@ def test_a_busy_key_and_a_busy_directory(town: Town) -> None:
     assert str(peers[0].run_dir) in message
     copy = shutil.copy2(key, town.directory / "copy.key")
     fails(town, "d", "IdentityBusy", 6, identity=copy, run_dir=peers[0].run_dir)
+    assert peers[0].peer_id in fails(town, "e", "OwnIdentity", 6, identity=copy, join=peers[0].address)
 
 
 def test_a_key_that_is_none(town: Town) -> None:
