@@ -51,7 +51,7 @@ def begin(setting: Setting) -> Beginning:
 
     Raises:
         ContractError: the directory's run starts from other parameters.
-        StorageError, RemoteProtocolError: a file is damaged, or a certificate does not hold.
+        CorruptFile, StorageError: a file is damaged, or a certificate does not hold.
     """
     store, verifier = setting.store, Verifier()
     salt = store.chain_salt(secrets.token_bytes(32))

@@ -32,6 +32,7 @@ from btrain.protocol.pieces import assemble, cut
 from btrain.storage.blob_store import CorruptBlob
 from btrain.storage.durable import CorruptFile, replace_file
 from btrain.storage.journal import JournalEntry
+from btrain.storage.ledger_file import CorruptLedger
 from btrain.storage.run_directory import CHAIN_SALT, GENESIS, RunDirectory
 from btrain.storage.signed_log import SignedEnvelope
 from btrain.training import states_close
@@ -84,10 +85,10 @@ class Store:
             return None
         try:
             founded = msgspec.msgpack.decode(path.read_bytes(), type=Founded)
-        except msgspec.MsgspecError as error:
+            genesis = open_genesis(founded.genesis)
+            check_genesis(genesis, founded.signatures, verifier)
+        except (msgspec.MsgspecError, RemoteProtocolError) as error:
             raise CorruptFile(path, 0, f"is no genesis: {error}") from None
-        genesis = open_genesis(founded.genesis)
-        check_genesis(genesis, founded.signatures, verifier)
         return genesis, founded
 
     def save_genesis(self, founded: Founded) -> None:
@@ -116,13 +117,20 @@ class Store:
         replace_file(self.directory.path / "peers.json", msgspec.json.encode(known), durable=False)
 
     def ledger_state(self, genesis: Genesis, verifier: Verifier) -> LedgerState:
-        """The ledger verified from the genesis on."""
+        """The ledger verified from the genesis on.
+
+        Raises:
+            CorruptLedger: a block or its certificate is damaged, or does not follow.
+        """
         state = LedgerState.start(genesis, self.charter)
         for stored in self.directory.ledger:
-            block = open_block(stored.block)
-            certificate = msgspec.msgpack.decode(stored.certificate, type=tuple[bytes, ...])
-            check_certificate(block, certificate, state, verifier)
-            state = state.advance(block)
+            try:
+                block = open_block(stored.block)
+                certificate = msgspec.msgpack.decode(stored.certificate, type=tuple[bytes, ...])
+                check_certificate(block, certificate, state, verifier)
+                state = state.advance(block)
+            except (msgspec.MsgspecError, RemoteProtocolError) as error:
+                raise CorruptLedger(self.directory.path / "ledger", stored.height, 0, str(error)) from None
         return state
 
     def certified_state(self, ledger: LedgerState) -> tuple[int, bytes] | None:
