@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from btrain.checkpoint import DamagedCheckpoint, checkpoint_paths, drop_checkpoints, load_checkpoint, save_checkpoint
-from btrain.identity import peer_id_text
+from btrain.identity import InvalidPeerId, peer_id_bytes, peer_id_text
 from btrain.peer.initial import InitialState
 from btrain.protocol.effects import AppendBlock, Effect, Journal, PersistSigned, PutBlob, RollBack, SaveEvidence
 from btrain.protocol.errors import RemoteProtocolError
@@ -108,9 +108,12 @@ class Store:
     def addresses(self) -> Addresses:
         """Where members were last reached; empty if the file is lost or damaged, which costs nothing but time."""
         try:
-            return msgspec.json.decode((self.directory.path / "peers.json").read_bytes(), type=Addresses)
-        except (OSError, msgspec.MsgspecError):
+            known = msgspec.json.decode((self.directory.path / "peers.json").read_bytes(), type=Addresses)
+            for text in known.peers:
+                peer_id_bytes(text)
+        except (OSError, UnicodeDecodeError, msgspec.MsgspecError, InvalidPeerId):
             return Addresses()
+        return known
 
     def save_addresses(self, known: Addresses) -> None:
         """Remember where members are reached."""
