@@ -143,14 +143,14 @@ def _check_start(record: Record) -> None:
 
 def _check_bans(audit: LedgerAudit) -> None:
     """Votes in evidence come from a quorum that held seats, and the judged Commit is one that the block lists."""
-    seats = {block.round: set(state.roster.members) for block, state in _states(audit)}
-    quorums = {block.round: state.roster.quorum for block, state in _states(audit)}
+    rosters = {block.round: state.roster for block, state in _states(audit)}
     for block, ban in audit.bans:
+        roster = rosters[block.round]
         for proof in audit.proofs_of(ban.peer, ban):
-            if proof.proof == "votes" and len(proof.voters & seats[block.round]) < quorums[block.round]:
-                count = len(proof.voters & seats[block.round])
+            count = len(proof.voters.intersection(roster.members))
+            if proof.proof == "votes" and count < roster.quorum:
                 raise InvalidRecord(
-                    f"{proof.path}: holds the votes of {count} members, {quorums[block.round]} decided the ban"
+                    f"{proof.path}: holds the votes of {count} members, {roster.quorum} decided the ban"
                 )
 
 

@@ -70,7 +70,7 @@ def read_fork(named: str) -> Fork:
         round = len(audit.blocks) - 1
     if round >= len(audit.blocks):
         raise ConfigError(f"--fork-from {named}: the ledger ends with block {len(audit.blocks) - 1}")
-    after, _ = _states(audit, round)
+    after, _ = _left_at(audit, round)
     if after.state is None:
         raise ConfigError(
             f"--fork-from {named}: no state is certified up to block {round}; the run certified one every "
@@ -126,16 +126,16 @@ def check_parent(audit: LedgerAudit) -> dict[str, Any] | None:
     check_parent(parent)
     if len(parent.blocks) <= named.round:
         raise InvalidRecord(f"{path / PARENT}: ends before block {named.round}, from which the run goes on")
-    after, step = _states(parent, named.round)
+    after, step = _left_at(parent, named.round)
     found = _parent(parent, after, named.fingerprint)
     for what in Parent.model_fields:
         if getattr(named, what) != getattr(found, what):
             raise InvalidRecord(f"{path / PARENT}: {what} is not what the genesis says of the parent run")
-    _check_start(path, after.state, step)
+    _check_inherited(path, after.state, step)
     return document | {"verified": True}
 
 
-def _check_start(path: Path, certified: CertifiedState | None, step: int) -> None:
+def _check_inherited(path: Path, certified: CertifiedState | None, step: int) -> None:
     """x[0] is the parent's certified state but for the count of its steps, which was `step`."""
     initial = InitialState(path).read()
     if initial is None:
@@ -146,7 +146,7 @@ def _check_start(path: Path, certified: CertifiedState | None, step: int) -> Non
         raise InvalidRecord(f"{path}: the run does not start from the state that its parent certified last")
 
 
-def _states(audit: LedgerAudit, round: int) -> tuple[LedgerState, int]:
+def _left_at(audit: LedgerAudit, round: int) -> tuple[LedgerState, int]:
     """The state after a block, and how many steps its newest certified state had taken."""
     state = LedgerState.start(audit.record.genesis, audit.record.charter)
     steps = {}
