@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from btrain.protocol.allowance import Allowance
@@ -44,6 +44,7 @@ class Chronicle:
         self._answers = Allowance(ANSWERS_MAX, max(1, state.charter.message_us // 2))
         self._further = Allowance(FURTHER_ANSWERS_MAX, max(1, state.charter.message_us // 2))
         self._searches = Allowance(1, max(1, state.charter.message_us // 2))
+        self._steps = Allowance(BLOCKS_MAX, max(1, state.charter.message_us // 2))  # of a search, packet by packet
         self._retellings = Allowance(RETELLINGS_MAX, state.charter.message_us)
         self._summaries = 0  # made so far
         self.history = History(state, ledger.read)
@@ -185,7 +186,7 @@ class Chronicle:
         if source is not None:
             self.desk.emit(SetTimer("where", now + self.state.charter.message_us))
 
-    def take(self, sender: PeerId, blocks: Iterable[CertifiedBlock], now: int) -> None:
+    def take(self, sender: PeerId, blocks: Sequence[CertifiedBlock], now: int) -> None:
         """Verify certified blocks of a peer that is ahead and append those that are new; `taken` gives these.
 
         One that contradicts a block here is a fork, if the block before is the same; else earlier ones are asked for.
@@ -212,6 +213,8 @@ class Chronicle:
                 self._write(block.round, certified)
                 self._fresh.append(block)
                 self._asked_us = -(10**12)  # it helped: who is still behind may ask again at once
+        else:
+            self._search_on(sender, blocks, now)
 
     def taken(self) -> list[Block]:
         """The blocks that `take` has appended since the last time."""
@@ -245,6 +248,16 @@ class Chronicle:
         if self._searches.spend(sender, 1, now):
             first = max(0, round - BLOCKS_MAX)
             self.desk.send(Where(first, self._head_before(first)), sender)
+
+    def _search_on(self, sender: PeerId, blocks: Sequence[CertifiedBlock], now: int) -> None:
+        """A packet of blocks from before where the chains part, as far as it held: ask for those that follow."""
+        if not blocks or self.pursuit.under_way or not fills_packet(blocks):
+            return
+        last = open_block(blocks[-1].block)
+        following = last.round + 1
+        shown = self.state.round - BLOCKS_MAX <= following < self.state.round
+        if shown and self.block(last.round).hash == last.hash and self._steps.spend(sender, 1, now):
+            self.desk.send(Where(following, last.hash), sender)
 
     def _look_back(self, block: Block, certified: CertifiedBlock, now: int) -> None:
         """A certified block of a round that is over here: the same, or that of another chain."""

@@ -275,6 +275,18 @@ def test_audits_of_the_chain_that_fell_convict_nobody_on_the_other(seed: int) ->
     check_honest(world)
 
 
+def test_chains_that_part_late_in_a_run_of_many_are_healed() -> None:
+    """A packet does not hold as many blocks as are shown of another chain: their parting is in the next one."""
+    world = whole(7, 34, seed=2, twin=6, charter=AUDITED)
+    until(world, lambda: min(world.height(peer) for peer in world.honest) > 24, 100 * SECOND)
+    break_in_two(world, world.honest[:3], world.honest[3:], 6)
+    first, losers = falling(world)
+    mend(world)
+    until(world, lambda: one_chain(world), 300 * SECOND)
+    check_healed(world, {world.keys[6].public_key})
+    assert first > 24 and rolled_back(world, losers)
+
+
 class Lapse(Behaviour):
     """Cheats while it is told to."""
 
