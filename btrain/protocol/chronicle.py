@@ -255,7 +255,7 @@ class Chronicle:
             return
         last = open_block(blocks[-1].block)
         following = last.round + 1
-        shown = self.state.round - BLOCKS_MAX <= following < self.state.round
+        shown = self.state.round - FORK_ROUNDS_MAX <= following < self.state.round
         if shown and self.block(last.round).hash == last.hash and self._steps.spend(sender, 1, now):
             self.desk.send(Where(following, last.hash), sender)
 

@@ -14,6 +14,7 @@ import pytest
 from torch import Tensor
 
 from btrain.identity import SigningKey
+from btrain.protocol import chronicle, pursuit
 from btrain.protocol.behaviour import Behaviour, Replay
 from btrain.protocol.effects import Effect, Recompute
 from btrain.protocol.encoding import PeerId, digest
@@ -285,6 +286,19 @@ def test_chains_that_part_late_in_a_run_of_many_are_healed() -> None:
     until(world, lambda: one_chain(world), 300 * SECOND)
     check_healed(world, {world.keys[6].public_key})
     assert first > 24 and rolled_back(world, losers)
+
+
+@pytest.mark.slow
+def test_deep_forks_whose_blocks_fill_many_packets_are_healed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (chronicle, pursuit):
+        monkeypatch.setattr(module, "PACKET_BYTES_MAX", 16 * 1024)
+    world = whole(7, 80, seed=2, twin=6, charter=AUDITED)
+    until(world, lambda: min(world.height(peer) for peer in world.honest) > 8, 100 * SECOND)
+    break_in_two(world, world.honest[:3], world.honest[3:], 6)
+    until(world, lambda: min(world.height(peer) for peer in world.honest) > 52, 900 * SECOND)
+    mend(world)
+    until(world, lambda: one_chain(world), world.heap.now + 200 * SECOND)
+    check_healed(world, {world.keys[6].public_key})
 
 
 class Lapse(Behaviour):
