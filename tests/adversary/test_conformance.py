@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 
 def played(spec: str | None, rounds: int = ROUNDS) -> Report:
     """So many rounds, or until all attackers are banned; what must hold for every run is checked."""
-    config = loads(template("digits"), overrides=["batch_size=32"], peers=PEERS)
+    config = loads(template("digits"), overrides=["batch_size=32", "verification.final_sweep=0"], peers=PEERS)
     attacks, byzantine = ((), 0) if spec is None else ((spec,), ATTACKERS)
     scenario = stage(
         config, peers=PEERS, byzantine=byzantine, attacks=attacks, rounds=rounds, attack_from=ATTACK_FROM, seed=4,
