@@ -50,7 +50,7 @@ class Forging(WrongReduce):
         if share == 0:
             return table
         rows = [
-            self._forged_row(row, shift_S / share) if self.forges(worker) else row
+            self._forged_row(row, shift_S / share) if row and self.forges(worker) else row
             for worker, row in zip(workers, table.rows, strict=True)
         ]
         return msgspec.structs.replace(table, rows=tuple(rows))
@@ -86,9 +86,11 @@ class LieTable(Forging):
             return table
         right = opened(self._right[part], part, round)
         seed = sketch_seed(self._randomness(table, round), part)
-        parts = [QuantizedBlocks.from_bytes(data, right.numel) for data in inputs(round, part).values()]
-        norms = [row_of(sent, right, seed)[:4] for sent in parts]
-        rows = tuple(norm + row[4:] for norm, row in zip(norms, forged.rows, strict=True))
+        sent = zip(inputs(round, part).values(), forged.rows, strict=True)
+        rows = tuple(
+            row and row_of(QuantizedBlocks.from_bytes(data, right.numel), right, seed)[:4] + row[4:]
+            for data, row in sent  # an illegal encoding has no row
+        )
         return msgspec.structs.replace(forged, rows=rows)
 
 

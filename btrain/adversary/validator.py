@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from btrain.adversary.adversary import GUILTY, INNOCENT, Adversary
 from btrain.adversary.numeric import HUGE
-from btrain.kernels import QuantizedBlocks, dequantize_blockwise, quantize_blockwise
+from btrain.kernels import IllegalEncoding, QuantizedBlocks, dequantize_blockwise, quantize_blockwise
 from btrain.protocol.audit import GradientCheck
 from btrain.protocol.effects import PutBlob
 from btrain.protocol.encoding import PeerId, digest
@@ -115,15 +115,19 @@ class CustodyLoss(Adversary):
         """Reversed where a friend reduces, or everywhere."""
         if not parts or not self.attacks(round.round):
             return parts
-        layout, forged = round.roles.layout, list(parts)
+        forged = list(parts)
         for part, data in enumerate(parts):
             if self.everything or round.roles.aggregator(part, 0) in self.coalition:
-                blocks = QuantizedBlocks.from_bytes(data, layout.part_numel(part))
-                forged[part] = quantize_blockwise(
-                    (-self.scale * dequantize_blockwise(blocks)).clamp(-HUGE, HUGE)
-                ).to_bytes()
+                forged[part] = self._reversed(data, round.roles.layout.part_numel(part))
                 self._lost.add(digest(forged[part]))
         return forged
+
+    def _reversed(self, data: bytes, numel: int) -> bytes:
+        try:
+            blocks = QuantizedBlocks.from_bytes(data, numel)
+        except IllegalEncoding:
+            return data  # another attack has been there
+        return quantize_blockwise((-self.scale * dequantize_blockwise(blocks)).clamp(-HUGE, HUGE)).to_bytes()
 
     def reduced(self, reduced: ReducedPart, part: int, round: Round) -> ReducedPart:
         """As aggregator, loses what friends have sent it."""
