@@ -29,6 +29,7 @@ from btrain.peer.learning import Stop
 from btrain.peer.setting import Beginning, Setting
 from btrain.peer.timers import Timers
 from btrain.peer.whereabouts import Whereabouts
+from btrain.protocol.clock import Clock
 from btrain.protocol.effects import AppendBlock, Apply, Effect, Halt
 from btrain.protocol.encoding import PeerId, sha256
 from btrain.protocol.errors import RemoteProtocolError
@@ -44,7 +45,7 @@ ADDRESSES_MAX = 8
 LINGER_DELTAS = 4  # a finished peer waits so long for a member that is behind, and as long again after every sign of it
 LINGER_DELTAS_MAX = 60
 LEAVE_DELTAS = 3  # beside two rounds: the block that gives the seat up is the next one or the one after
-LEAVE_DELTAS_MAX = 60  # and so long while enough members are there to make that block: somebody may just have failed
+LEAVE_ROUNDS_MAX = 2  # of the longest, while enough members are there to make that block: somebody may just have failed
 
 # The first bytes of a packet tell what it is, so that the protocol's own are not decoded twice.
 _TAG = slice(1, 3)
@@ -224,9 +225,10 @@ class Shell:
             return
         self._tell("leaving", round=member.state.round)
         self._executor.give(member.leave(self.now()))
-        delta_us, begin = self.store.charter.message_us, self.now() + 2 * self._round_us
-        self._leave_until = begin + LEAVE_DELTAS_MAX * delta_us
-        self._timers.set("leaving", begin + LEAVE_DELTAS * delta_us)
+        longest_us = Clock.of(member.state).longest_us(member.state.roster.faulty_left)
+        self._leave_until = self.now() + LEAVE_ROUNDS_MAX * longest_us
+        usual_us = 2 * self._round_us + LEAVE_DELTAS * self.store.charter.message_us
+        self._timers.set("leaving", self.now() + usual_us)
 
     def _go_or_wait(self) -> None:
         """No block says yet that the seat is given up. To go now is to fail, which the others may not bear."""

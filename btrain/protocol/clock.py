@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from btrain.protocol.agreement_interface import Timing
-from btrain.protocol.decisions import BLOCK, RESULTS
+from btrain.protocol.decisions import BLOCK, CONTRIBUTORS, RESULTS
 from btrain.protocol.ledger import LedgerState
 
 # Deadlines that follow the members' reports, before there are any.
@@ -56,6 +56,11 @@ class Clock:
         delta = self.delta_us + (self.retry_us if decision == RESULTS else 0)
         first, later = (4, 9) if decision == BLOCK else (3, 7)  # a Table follows the links, and matures for 2 Delta
         return Timing(delta, first * self.delta_us + slack, later * delta)
+
+    def longest_us(self, faulty: int) -> int:
+        """How long the round may take while so many members are silent, each of whom proposes before others do."""
+        timings = [self.timing(decision) for decision in (CONTRIBUTORS, RESULTS, BLOCK)]
+        return sum(timing.first_deadline_us + (faulty + 1) * timing.later_deadline_us for timing in timings)
 
 
 def _audits(state: LedgerState) -> int:

@@ -58,3 +58,8 @@ def test_each_decision_waits_for_what_it_needs(run: Run) -> None:
     waits = {decision: clock.timing(decision).first_deadline_us for decision in (CONTRIBUTORS, RESULTS, BLOCK)}
     assert waits == {CONTRIBUTORS: 18 * SECOND, RESULTS: 8 * SECOND, BLOCK: 4 * SECOND}
     assert clock.timing(RESULTS).delta_us == 3 * SECOND and clock.timing(BLOCK).delta_us == SECOND
+
+
+def test_the_longest_round_has_a_silent_proposer_in_each_further_attempt() -> None:
+    clock = Clock(SECOND, 10 * SECOND, 5 * SECOND, 2 * SECOND)
+    assert clock.longest_us(1) == (18 + 2 * 7 + 8 + 2 * 7 * 3 + 4 + 2 * 9) * SECOND
