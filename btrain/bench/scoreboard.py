@@ -48,6 +48,7 @@ BOUNDS: Final = {
     "state_poison": "a state is what a quorum certified, byte for byte",
     "forged_history": "blocks count with q Finals",
     **dict.fromkeys(HONEST, "an honest peer: no ban may follow"),
+    "restart_mid_round": "an honest peer, started again every few seconds and told everything anew: no ban may follow",
 }
 LATE: Final = (1.05, 1.10)  # largest loss over that without attackers: mean and worst seed
 EARLY: Final = (1.10, 1.25)
@@ -93,9 +94,10 @@ MISSED: Final = """\
 Beyond the aim, training loss: {train}.
 Held-out loss: {held_out}.
 
-These attacks turn the sum against the gradient by the whole clipping radius in every round until audit, votes and sweep
-have banned them, and the steps are largest early in a run. Attacks in strikes begin in round 50. What restoring the
-parameters after a ban takes back of it stands in [rollback.md](rollback.md).
+sign_flip, ipm and label_flip turn the sum against the gradient by up to the whole clipping radius in every round until
+audit, votes and sweep have banned them: a short run has less time to make up for it, and without a warm-up its largest
+steps are the first. Attacks in strikes begin in round 50. What restoring the parameters after a ban takes back stands
+in [rollback.md](rollback.md).
 """
 UNDETECTED: Final = """\
 **What is never found**: {attack}, in every round, {byzantine} of 16, each pushing against the honest mean as far as the
