@@ -91,6 +91,8 @@ class Progress:
                 found["bans"] = [*found["bans"], ban]
             case "finished":
                 found["state"] = event["reason"]
+            case "failed":
+                found["state"] = f"failed: {event['text'] or event['error']}"
             case "stalled":
                 found["stalled"] = event.get("reason")
             case _:

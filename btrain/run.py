@@ -244,8 +244,14 @@ class Run:
         if self._thread is not None:
             if self.stopped is None:
                 (self._shell.stop if at_once else self._shell.leave)()
+            if self._open is not None:
+                self._waiting.insert(0, self._open)
             while self.stopped is None:
-                self._handle(self._next())
+                command = self._next()
+                if isinstance(command, ComputeHere):  # the loop is gone; who commits to nothing delays nobody
+                    self._shell.computed(command.effect.round, None, 0.0)
+                else:
+                    self._handle(command)
             self._thread.join()
         self._evaluations.shutdown(wait=not at_once, cancel_futures=True)
         self._resources.close()
@@ -256,6 +262,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Exception):
+            self._tell({"event": "failed", "error": type(error).__name__, "text": str(error)})
         self.close(at_once=isinstance(error, KeyboardInterrupt))
 
     # --- the training loop ---
@@ -326,9 +334,9 @@ class Run:
             if self._sampler is not None:
                 raise LoopError("opt.step() belongs to a batch of run.batches(), once for every batch")
             self._await_turn(before)
-        turn, self._open = self._open, None
-        if turn is not None:
-            self._commit(turn)
+        if self._open is not None:
+            self._commit(self._open)
+            self._open = None
         while not self.ended and learning.x_round <= before:
             following = self._next()
             if isinstance(following, ComputeHere):  # our round is over without us: the next turn comes first

@@ -18,6 +18,7 @@ from btrain.data import Batch
 from btrain.errors import ConfigError
 from btrain.peer import PeerOptions
 from btrain.run import GradientMismatch, LoopError, Run
+from btrain.status import read_status_of
 
 BARE = """\
 run: loops
@@ -126,6 +127,23 @@ def test_a_damaged_log_keeps_nobody_from_going_on(tmp_path: Path) -> None:
     run = make(tmp_path, model=model, task=SmoothedTask())
     loop(run, model, SmoothedTask())
     assert happened(run, "finished")[0]["reason"] == "finished"
+
+
+def test_status_says_of_what_a_loop_died(tmp_path: Path) -> None:
+    run = make(tmp_path, model=own_model(), task=SmoothedTask())
+
+    def train() -> None:
+        with run:
+            btrain.Optimizer(sgd(run.model), run)
+            for _ in run.batches():
+                raise ZeroDivisionError("the loss of no samples")
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    assert run.stopped is not None and run.stopped.reason == "left"
+    assert [event["error"] for event in happened(run, "failed")] == ["ZeroDivisionError"]
+    (peer,) = read_status_of(tmp_path)["peers"]
+    assert peer["state"] == "failed: the loss of no samples"
 
 
 def test_a_plain_loop_without_data_or_task(tmp_path: Path) -> None:
