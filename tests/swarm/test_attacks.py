@@ -68,7 +68,7 @@ def test_a_changed_byte_of_a_real_run_is_found_and_named(tmp_path: Path) -> None
     folder = tmp_path / "run" / "peer-0"
     assert audit_run(tmp_path / "run")["ok"]
     evidence = sorted((folder / "evidence").iterdir())
-    assert len(evidence) == 3
+    assert len({file.name.split("-")[1] for file in evidence}) == 3  # of every attacker, maybe of two rounds
     for file in (folder / "ledger", *evidence):
         intact = file.read_bytes()
         for position in range(7, len(intact), len(intact) // 24):
