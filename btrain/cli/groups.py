@@ -44,7 +44,7 @@ def demo(
     from btrain.templates import template
 
     with output(as_json) as out:
-        text = template("digits").replace("run: digits", "run: demo")
+        text = template("digits").replace("run: digits", "run: demo").replace("runs/digits", "runs/demo")
         config = loads(text, "demo", settings or (), peers=8)
         _run_swarm(SwarmPlan.new(config, byzantine=3, attacks=("sign_flip",), run_dir=run_dir, seed=seed), out)
 
