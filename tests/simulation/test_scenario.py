@@ -117,7 +117,7 @@ def test_who_does_not_take_part_loses_the_seat_and_is_not_banned(attack: str, ro
         assert row.status != "banned"
         struck = row.status == "absent" or (row.reason or "").startswith("absent")
         assert struck == row.byzantine
-    assert report.rounds == rounds
+    assert report.rounds == rounds + CLOSING_ROUNDS
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_who_does_not_take_part_loses_the_seat_and_is_not_banned(attack: str, ro
 )
 def test_what_is_no_crime_or_not_provable_harms_nobody(attack: str) -> None:
     report = played([attack], rounds=20).report()
-    assert report.rounds == 20
+    assert report.rounds == 20 + CLOSING_ROUNDS
     assert all(row.status == "active" for row in report.peers if not row.byzantine)
     assert report.final.metric > 0.8
 
@@ -139,7 +139,7 @@ def test_a_peer_killed_in_every_phase_is_never_banned(seed: int) -> None:
     assert [row.status for row in report.peers if row.status == "banned"] == []
     assert [row.byzantine for row in report.peers] == [False] * 8
     assert sum(row.attack == "restart_mid_round" for row in report.peers) == 3
-    assert report.rounds == 20
+    assert report.rounds == 20 + CLOSING_ROUNDS
     assert report.final.metric > 0.7
 
 
