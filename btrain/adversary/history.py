@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from btrain.adversary.adversary import Adversary
 from btrain.protocol.effects import Effect, Send
 from btrain.protocol.encoding import PeerId, digest, encode
+from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import open_block
 from btrain.protocol.packets import BLOCKS_MAX, PACKET_BYTES_MAX, Blocks, CertifiedBlock, decode_packet, encode_packet
 from btrain.protocol.pieces import CutState, cut
@@ -74,7 +75,10 @@ class ForgedHistory(Adversary):
             return send
         packet = decode_packet(send.packet)
         assert isinstance(packet, Blocks)
-        return replace(send, packet=encode_packet(Blocks(self._history(packet.blocks))))
+        try:
+            return replace(send, packet=encode_packet(Blocks(self._history(packet.blocks))))
+        except RemoteProtocolError:
+            return send  # no blocks any more: another part of a mixture has been there
 
     def _history(self, true: tuple[CertifiedBlock, ...]) -> tuple[CertifiedBlock, ...]:
         self._oldest = self._oldest or true[0]

@@ -47,6 +47,7 @@ def test_the_seeds_draw_every_kind_of_fault_and_attack() -> None:
 
 @settings(max_examples=6)
 @example(seed=2000212)  # a row was denied in a Table that another attack of the same peer had emptied
+@example(seed=13000716)  # blocks to forge that another attack had made junk of
 @example(seed=4000352)  # a part to reverse that another attack had made illegal
 @example(seed=4000080)  # statements to withhold, in more forged blocks than a packet holds
 @example(seed=3000000)  # a complaint besides those that equivocate
