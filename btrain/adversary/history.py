@@ -13,10 +13,9 @@ from btrain.protocol.effects import Effect, Send
 from btrain.protocol.encoding import PeerId, digest, encode
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import open_block
-from btrain.protocol.packets import BLOCKS_MAX, PACKET_BYTES_MAX, Blocks, CertifiedBlock, decode_packet, encode_packet
+from btrain.protocol.packets import BLOCKS_MAX, Blocks, CertifiedBlock, decode_packet, encode_packet, says_it_is
 from btrain.protocol.pieces import CutState, cut
 
-_BLOCKS_TAG = encode_packet(Blocks(()))[1:3]
 _SIGN_BIT = 0x80
 TRUE_MAX = 4096
 
@@ -70,15 +69,14 @@ class ForgedHistory(Adversary):
         return [self._forged(e) if isinstance(e, Send) and self.attacks(round) else e for e in effects]
 
     def _forged(self, send: Send) -> Send:
-        too_long = len(send.packet) > PACKET_BYTES_MAX  # made by another part of a mixture
-        if send.packet[1:3] != _BLOCKS_TAG or send.to in self.coalition or too_long:
+        if not says_it_is(send.packet, Blocks) or send.to in self.coalition:
             return send
-        packet = decode_packet(send.packet)
-        assert isinstance(packet, Blocks)
         try:
+            packet = decode_packet(send.packet)
+            assert isinstance(packet, Blocks)
             return replace(send, packet=encode_packet(Blocks(self._history(packet.blocks))))
         except RemoteProtocolError:
-            return send  # no blocks any more: another part of a mixture has been there
+            return send  # too long or no blocks any more: another part of a mixture has been there
 
     def _history(self, true: tuple[CertifiedBlock, ...]) -> tuple[CertifiedBlock, ...]:
         self._oldest = self._oldest or true[0]

@@ -14,7 +14,7 @@ from btrain.protocol.decisions import CONTRIBUTORS
 from btrain.protocol.effects import Effect, PushBlob, PutBlob, Send
 from btrain.protocol.encoding import PeerId, digest
 from btrain.protocol.messages import ENVELOPE_BYTES_MAX, Commit, Message, Reveal
-from btrain.protocol.packets import PACKET_BYTES_MAX, Envelopes, decode_packet, encode_packet
+from btrain.protocol.packets import PACKET_BYTES_MAX, Envelopes, decode_packet, encode_packet, says_it_is
 from btrain.protocol.roles import draw_roles
 from btrain.protocol.tables import table_randomness
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from btrain.protocol.round import Round
 
 KEPT_PACKETS = 256
-_ENVELOPES_TAG = encode_packet(Envelopes(()))[1:3]
 
 
 def others(round: Round) -> list[PeerId]:
@@ -51,7 +50,7 @@ class Withholding(Adversary):
     def _censored(self, effect: Effect) -> Effect | None:
         if not isinstance(effect, Send) or effect.delay_us or not any(data in effect.packet for data in self._withheld):
             return effect
-        if effect.packet[1:3] != _ENVELOPES_TAG:  # another attack may have made blocks, more than a packet holds
+        if not says_it_is(effect.packet, Envelopes):  # another attack may have made blocks, more than a packet holds
             return effect
         packet = decode_packet(effect.packet)
         assert isinstance(packet, Envelopes)

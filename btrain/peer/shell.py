@@ -35,7 +35,7 @@ from btrain.protocol.encoding import PeerId, sha256
 from btrain.protocol.errors import RemoteProtocolError
 from btrain.protocol.ledger import Genesis, LedgerState, open_block
 from btrain.protocol.member import Member, Membership
-from btrain.protocol.packets import Offer, Refusal, Where, decode_packet, encode_packet
+from btrain.protocol.packets import Offer, Refusal, Where, decode_packet, encode_packet, says_it_is
 from btrain.protocol.pieces import CutState
 from btrain.protocol.seats import NOT_HERE
 
@@ -46,10 +46,6 @@ LINGER_DELTAS = 4  # a finished peer waits so long for a member that is behind, 
 LINGER_DELTAS_MAX = 60
 LEAVE_DELTAS = 3  # beside two rounds: the block that gives the seat up is the next one or the one after
 LEAVE_ROUNDS_MAX = 2  # of the longest, while enough members are there to make that block: somebody may just have failed
-
-# The first bytes of a packet tell what it is, so that the protocol's own are not decoded twice.
-_TAG = slice(1, 3)
-_OFFER, _REFUSAL, _WHERE = (encode_packet(p)[_TAG] for p in (Offer(b""), Refusal(""), Where(0, bytes(32))))
 
 
 class Shell:
@@ -322,8 +318,7 @@ class Shell:
             self._tell("refused", peer=peer_id_text(peer), reason=error.reason)
 
     def _take(self, peer: bytes, data: bytes) -> None:
-        tag = data[_TAG]
-        if tag in (_OFFER, _REFUSAL):
+        if says_it_is(data, Offer, Refusal):  # the protocol's own are not decoded twice
             packet = decode_packet(data)
             if isinstance(packet, Offer):
                 self._entrance.offered(peer, packet)
@@ -332,7 +327,7 @@ class Shell:
         elif self.member is None:
             self._enter_run(self._entrance.packet(peer, data, self.now()))
         elif peer in self._members:
-            if tag == _WHERE:
+            if says_it_is(data, Where):
                 self._note_where(peer, data)
             self._to_member(peer, data)
         elif not self._entrance.answers_stranger(peer, decode_packet(data)):

@@ -44,4 +44,5 @@ def closes_after(before: LedgerState, after: LedgerState, sweeps: Sequence[Sweep
 
 def _swept_last(before: LedgerState) -> int:
     """How many rounds the block that completes the run has swept: none where nobody audits."""
-    return before.charter.sweeps_last if validators_max(len(before.roster.seats), 1.0) else 0
+    charter = before.charter
+    return charter.sweeps_last if validators_max(len(before.roster.seats), charter.audits_per_round) else 0

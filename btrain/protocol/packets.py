@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 
@@ -104,6 +104,7 @@ class Refusal(Packet, frozen=True, tag="x"):
 
 AnyPacket = Envelopes | Where | Blocks | ValueRequest | Value | BodyRequest | HandOn | Offer | Founding | Refusal
 _decoder = msgspec.msgpack.Decoder(AnyPacket, strict=True)
+_TAGS = {kind: msgspec.msgpack.encode(kind.__struct_config__.tag) for kind in get_args(AnyPacket)}
 
 
 def encode_packet(packet: AnyPacket) -> bytes:
@@ -126,3 +127,8 @@ def decode_packet(data: bytes) -> AnyPacket:
     if encode_packet(packet) != data:
         raise NonCanonicalMessage("packet is not in canonical form")
     return packet
+
+
+def says_it_is(data: bytes, *kinds: type[AnyPacket]) -> bool:
+    """Whether bytes begin as packets of these kinds do, whatever follows: nothing is decoded or checked."""
+    return any(data.startswith(_TAGS[kind], 1) for kind in kinds)
